@@ -1,0 +1,1 @@
+"""Newleaf: train a small GPT on your own text."""

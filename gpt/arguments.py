@@ -1,0 +1,214 @@
+"""What may stand on a command line and what stood there: `name=value` arguments, sorted before Hydra sees any.
+
+Three kinds of argument: a choice from a folder of `configs/` (`data=text`), an ordinary value in Hydra's grammar
+(`optimizer.lr=3e-4`), and free text (prompts, templates, paths), which is taken verbatim from the first `=` on,
+since Hydra's grammar rejects most commas, braces and quotes. Mistakes are collected, not raised.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic
+
+import yaml
+
+from gpt.options import C, Mistake, Options, Rule, nearest, unknown_option
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+LONGEST_PATH = 4096  # bytes in Linux; longer text is not looked up on disk
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One option: its dotted name, type, default and rule."""
+
+    name: str
+    hint: Any
+    default: Any
+    rule: Rule
+
+    @property
+    def optional(self) -> bool:
+        return isinstance(self.hint, types.UnionType)
+
+    @property
+    def many(self) -> bool:
+        return typing.get_origin(self.hint) is tuple
+
+
+def leaves(kind: type[Options], prefix: str = "") -> Iterator[Leaf]:
+    """Every option of a class, those of its groups included."""
+    hints = typing.get_type_hints(kind)
+    for spec in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if isinstance(hints[spec.name], type) and issubclass(hints[spec.name], Options):
+            yield from leaves(hints[spec.name], f"{prefix}{spec.name}.")
+        else:
+            yield Leaf(prefix + spec.name, hints[spec.name], spec.default, spec.metadata["rule"])
+
+
+@dataclass(frozen=True)
+class Command(Generic[C]):
+    """A script's command line: the class of its options, and `configs/<config>.yaml`, which it starts from."""
+
+    kind: type[C]
+    config: str
+    description: str
+    examples: tuple[str, ...] = ()
+    listed: tuple[str, ...] = ()  # names and groups that `--help` lists; empty: all
+
+    def primary(self) -> dict[str, Any]:
+        """The content of `configs/<config>.yaml`."""
+        return yaml.safe_load((CONFIGS / f"{self.config}.yaml").read_text(encoding="utf-8"))
+
+    def groups(self) -> dict[str, str | None]:
+        """The groups of files in `configs/` that can be chosen from, and the default choice."""
+        entries = [entry for entry in self.primary()["defaults"] if isinstance(entry, dict)]
+        return {name: choice for entry in entries for name, choice in entry.items()}
+
+
+def choices_of(group: str) -> list[str]:
+    """The files of a group in `configs/`, without their suffix."""
+    folder = CONFIGS / group
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
+@dataclass
+class Arguments:
+    """The arguments by kind, their mistakes, and the options and groups on which those mistakes cast doubt."""
+
+    choices: dict[str, str] = field(default_factory=dict)
+    ordinary: dict[str, str] = field(default_factory=dict)
+    free: dict[str, Any] = field(default_factory=dict)
+    mistakes: list[Mistake] = field(default_factory=list)
+    doubtful: set[str] = field(default_factory=set)
+
+    def refuse(self, name: str, message: str, value: str | None = None, doubtful: Sequence[str] = ()) -> None:
+        self.mistakes.append(Mistake(name, message, value))
+        self.doubtful.update(doubtful or (name,))
+
+
+def parse(command: Command, argv: Sequence[str]) -> Arguments:
+    """Sorts the arguments; nothing is converted yet, except that free text gets its escapes and lists."""
+    given = Arguments()
+    options = {leaf.name: leaf for leaf in leaves(command.kind)}
+    groups = command.groups()
+    seen: dict[str, str] = {}
+    for argument in argv:
+        name, equals, text = argument.partition("=")
+        leaf = options.get(name)
+        if not equals or (leaf is None and name not in groups):
+            _refuse_name(given, argument, [*options, *groups])
+        elif not _is_utf8(text):
+            given.refuse(name, "is not valid UTF-8", ascii(text)[1:-1])
+        elif leaf is not None and leaf.rule.free_text and leaf.many:
+            given.free[name] = given.free.get(name, ()) + _items(leaf, text)
+        elif seen.setdefault(name, text) != text:
+            given.refuse(name, f"was also given as {name}={seen[name]}; give it once", text)
+        elif leaf is None:
+            given.choices[name] = text
+        elif leaf.rule.free_text:
+            given.free[name] = _one(leaf, text)
+        elif name.endswith(".name") and name.removesuffix(".name") in groups:
+            given.refuse(name, f"is chosen as {name.removesuffix('.name')}={text}", text)
+        else:
+            given.ordinary[name] = text
+    return given
+
+
+def check_choices(command: Command, given: Arguments) -> None:
+    """Takes out choices that have no file in `configs/`, as mistakes."""
+    for group, choice in list(given.choices.items()):
+        known = choices_of(group)
+        if choice not in known:
+            meant = nearest(choice, known)
+            hint = f"; did you mean {group}={meant[0]}?" if meant else ""
+            given.refuse(group, f"is not one of {', '.join(known)}{hint}", choice)
+            del given.choices[group]
+
+
+def _refuse_name(given: Arguments, argument: str, known: list[str]) -> None:
+    """Adds the mistake of an argument whose name is none of `known`, or that is not `name=value`."""
+    name, equals, text = argument.partition("=")
+    bare = name.lstrip("+~-").replace("-", "_")
+    inside = [other for other in known if other.startswith(f"{bare}.")]
+    meant = [bare] if bare in known else nearest(bare, known) if bare else []
+    value = text if equals else None
+    written = f"{meant[0] if meant else bare or 'name'}={text or 'value'}"
+    if name[:1] in ("+", "~"):
+        given.refuse(name, f"options are written name=value, without {name[0]}, as {written}", value, meant)
+    elif name.startswith("-"):
+        given.refuse(name, f"there is no such flag; options are written name=value, as {written}", value, meant)
+    elif inside:
+        given.refuse(name, f"is a group of options; set one of them, as {inside[0]}=value", value, inside)
+    elif not equals:
+        hint = f"did you mean {written}?" if meant else "put quotes around a value that contains blanks"
+        given.refuse(argument, f"options are written name=value; {hint}", None, meant)
+    else:
+        given.refuse(name, unknown_option(name, known), text, meant)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # the shell's bytes were something else
+        return False
+    return True
+
+
+def _one(leaf: Leaf, text: str) -> str | None:
+    """A free text. `null` means none for an optional name or path, and is the word in anything that may be prose."""
+    if leaf.optional and not leaf.rule.escapes and text == "null":
+        return None
+    return _unescaped(text) if leaf.rule.escapes else text
+
+
+def _items(leaf: Leaf, text: str) -> tuple[str, ...]:
+    """The items that one mention of a list option adds: one text where escapes count, else a list of names."""
+    return (_unescaped(text),) if leaf.rule.escapes else tuple(split_names(text))
+
+
+def _unescaped(text: str) -> str:
+    r"""`\n`, `\t` and `\\` become the characters; other backslashes stay."""
+    return re.sub(r"\\([nt\\])", lambda match: {"n": "\n", "t": "\t", "\\": "\\"}[match[1]], text)
+
+
+def split_names(text: str) -> list[str]:
+    """The file names in `[a.txt,notes/**/*.md]`; without the brackets the whole text is one name.
+
+    What exists on disk wins: the longest run of items, commas included, that is a path is one name. Otherwise
+    blanks around an item go, and so does a pair of quotes around it, inside which a comma does not separate.
+    """
+    if os.path.exists(text) or not (text.startswith("[") and text.endswith("]")):
+        return [text] if text else []
+    segments = text[1:-1].split(",")
+    names: list[str] = []
+    while segments:
+        name, used = _first_name(segments)
+        names += [name] if name else []
+        segments = segments[used:]
+    return names
+
+
+def _first_name(segments: list[str]) -> tuple[str, int]:
+    """The name at the start of the list, and how many segments it takes."""
+    runs = [segments[0]]
+    while len(runs) < len(segments) and len(runs[-1]) < LONGEST_PATH:
+        runs.append(f"{runs[-1]},{segments[len(runs)]}")
+    for used, run in reversed(list(enumerate(runs, 1))):
+        for name in (run, run.strip()):
+            if name and os.path.exists(name):
+                return name, used
+    quote = runs[0].strip()[:1]
+    if quote in ("'", '"'):
+        for used, run in enumerate(runs, 1):
+            name = run.strip()
+            if len(name) > 1 and name.endswith(quote):
+                return name[1:-1], used
+    return runs[0].strip(), 1

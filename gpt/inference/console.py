@@ -1,0 +1,171 @@
+"""What `sample.py` does: prompts from the command line, a file or the terminal; text to the terminal or a file.
+
+Text that was asked for goes to standard output, everything else to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from gpt.config import SampleConfig
+from gpt.options import UserError
+from gpt.inference.decode import Sample, generate
+from gpt.inference.sampling import Sampling
+from gpt.model.hardware import choose_hardware
+from gpt.model.huggingface import find_model, load_model
+from gpt.model.transformer import Decoder
+from gpt.text.tokenizers import Tokenizer
+
+
+class Sampler:
+    """A model, its tokenizer, and how it samples."""
+
+    def __init__(self, config: SampleConfig) -> None:
+        folder = find_model(config.checkpoint)
+        self.config = config
+        self.tokenizer = Tokenizer.load(folder)
+        self.model: Decoder = load_model(folder)
+        if self.tokenizer.vocab_size > self.model.vocab_size:
+            raise UserError(
+                f"checkpoint={config.checkpoint}: the tokenizer has {self.tokenizer.vocab_size} tokens, "
+                f"the model only {self.model.vocab_size}; they do not belong together"
+            )
+        # The CPU's default stays fp32, so that cached decoding equals the uncached model to the last digits.
+        precision = "fp32" if config.precision == "auto" and not config.device.startswith("cuda") else config.precision
+        hardware = choose_hardware(config.device, precision, self.model.config.n_embd)
+        self.model.to(hardware.device, hardware.dtype).eval()
+        self.sampling = Sampling(
+            config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty
+        )
+        say(f"{folder}: {self.model.parameter_count():,} parameters, {hardware.describe()}")
+
+    def steps(self, jobs: list[tuple[str, int]]) -> Iterator[list[Sample]]:
+        """Decode (prompt, sample number) pairs as one batch, yielding after each step."""
+        return generate(
+            self.model,
+            self.tokenizer,
+            jobs,
+            self.sampling,
+            max_new_tokens=self.config.max_new_tokens,
+            stop=self.config.stop,
+            seed=self.config.seed,
+        )
+
+    def samples(self, prompts: list[str]) -> Iterator[Sample]:
+        """All samples of all prompts, in order, `batch_size` at a time."""
+        jobs = [(prompt, number) for prompt in prompts for number in range(self.config.num_samples)]
+        for first in range(0, len(jobs), self.config.batch_size):
+            *_, done = self.steps(jobs[first : first + self.config.batch_size])
+            yield from done
+
+    def stream(self, prompt: str, number: int = 0) -> None:
+        """Print a prompt and its continuation while it is made."""
+        put(prompt)
+        for (sample,) in self.steps([(prompt, number)]):
+            put(sample.piece)
+        put("\n")
+
+
+def sample(config: SampleConfig) -> int:
+    """Run `sample.py`. Returns the exit status. Raises UserError."""
+    prompts = read_prompts(config)
+    if config.output:
+        check_writable(Path(config.output))
+    sampler = Sampler(config)
+    for prompt in prompts:
+        sampler.tokenizer.encode(prompt)  # refuse what cannot be encoded before anything is written
+    if config.interactive:
+        converse(sampler)
+    elif config.output:
+        write_samples(sampler, prompts, Path(config.output))
+    elif config.stream and len(prompts) == config.num_samples == 1:
+        sampler.stream(prompts[0])
+    else:
+        for number, made in enumerate(sampler.samples(prompts)):
+            if number:
+                put("---\n")
+            put(f"{made.prompt}{made.text}\n")
+    return 0
+
+
+def read_prompts(config: SampleConfig) -> list[str]:
+    """The prompts asked for: `prompt`, or the lines of `prompt_file`, which may be JSON objects with a `prompt`."""
+    if not config.prompt_file:
+        return [config.prompt]
+    path = Path(config.prompt_file)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"prompt_file={path} cannot be read: {error}") from None
+    prompts = [read_prompt(line, f"prompt_file={path}, line {n}", path) for n, line in enumerate(lines, 1) if line]
+    if not prompts:
+        raise UserError(f"prompt_file={path} holds no prompt; write one on each line")
+    return prompts
+
+
+def read_prompt(line: str, where: str, path: Path) -> str:
+    if path.suffix not in (".jsonl", ".ndjson"):
+        return line
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON ({error})") from None
+    if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
+        raise UserError(f'{where}: needs an object with a text under "prompt"')
+    return record["prompt"]
+
+
+def check_writable(path: Path) -> None:
+    try:
+        with path.open("a", encoding="utf-8"):
+            pass
+    except OSError as error:
+        raise UserError(f"output={path} cannot be written: {error.strerror}") from None
+
+
+def write_samples(sampler: Sampler, prompts: list[str], path: Path) -> None:
+    """One JSON object a sample. The file changes only once all are made."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            for made in sampler.samples(prompts):
+                record = {"prompt": made.prompt, "sample": made.number, "text": made.text}
+                record |= {"ended": made.ended, "tokens": made.n_tokens}
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    say(f"{len(prompts) * sampler.config.num_samples} samples in {path}")
+
+
+def converse(sampler: Sampler) -> None:
+    """Continue each line that is typed, until the end of input. Ctrl-C ends a continuation, not the program."""
+    say("Type a prompt and press Enter; Ctrl-C stops the text, Ctrl-D leaves.")
+    number = 0
+    while True:
+        try:
+            prompt = input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            put("\n")
+            return
+        try:
+            sampler.stream(prompt, number)
+        except UserError as error:
+            say(str(error))
+        except KeyboardInterrupt:
+            put("\n")
+        number += 1
+
+
+def put(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

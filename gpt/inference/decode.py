@@ -1,0 +1,210 @@
+"""The decoding loop: prompts → tokens → text, cached, batched and streamed.
+
+The window rule. A model sees at most T tokens. The token after n tokens is predicted from those behind
+`window_start(n, T)`: from all while n ≤ T; later the window starts at a multiple of T // 2 and holds between T // 2
+and T tokens. So a full cache is refilled from its newer half once in T // 2 tokens, which costs about as much again
+as the steps themselves, and cached and uncached decoding see exactly the same tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from gpt.inference.sampling import Sampling, draw, penalise_repetition, random_stream, warp
+from gpt.model.kv_cache import KVCache
+from gpt.model.transformer import Decoder
+from gpt.text.tokenizers import Tokenizer
+
+
+def window_start(n_tokens: int, context_length: int) -> int:
+    """Index of the first token that the model sees when it predicts the one after `n_tokens`."""
+    stride = max(1, context_length // 2)
+    return max(0, -(-(n_tokens - context_length) // stride) * stride)
+
+
+@dataclass(eq=False)
+class Row:
+    """One sequence being decoded. Whoever reads the tokens may set `finished`."""
+
+    tokens: list[int]
+    random: torch.Generator
+    finished: bool = False
+
+
+@torch.inference_mode()
+def decode(
+    model: Decoder, rows: Sequence[Row], sampling: Sampling, max_new_tokens: int, end_of_text: int
+) -> Iterator[list[Row]]:
+    """Append tokens to the rows, yielding after each step the rows that grew.
+
+    A row ends with the token `end_of_text`, which is appended, or when it is marked finished.
+    """
+    active = list(rows)
+    logits, cache = prefill(model, active, max_new_tokens)  # [B, V]
+    seen = tokens_seen(active, model.vocab_size, logits.device) if sampling.repetition_penalty != 1 else None
+    for step in range(max_new_tokens):
+        for row, token in zip(active, choose(logits, active, sampling, seen), strict=True):
+            row.tokens.append(token)
+            row.finished = token == end_of_text
+        yield active
+        kept = [i for i, row in enumerate(active) if not row.finished]
+        if not kept or step + 1 == max_new_tokens:
+            return
+        if len(kept) < len(active):
+            active = [active[i] for i in kept]
+            cache.keep_rows(kept)
+            seen = None if seen is None else seen[kept]
+        newest = torch.tensor([row.tokens[-1:] for row in active], device=logits.device)  # [B, 1]
+        if seen is not None:
+            seen.scatter_(1, newest, True)
+        refill(model, active, cache)
+        logits = model(newest, cache=cache)[:, -1].float()
+
+
+def prefill(model: Decoder, rows: Sequence[Row], max_new_tokens: int) -> tuple[Tensor, KVCache]:
+    """Logits [B, V] after each row's window, and the cache that holds the windows. Equal prompts are run once."""
+    context = model.config.context_length
+    capacity = min(context, max(len(row.tokens) for row in rows) + max_new_tokens)
+    weight = model.embed.weight
+    cache = KVCache(model.config, len(rows), capacity, weight.device, weight.dtype)
+    done: dict[tuple[int, ...], tuple[Tensor, KVCache]] = {}
+    logits = []
+    for number, row in enumerate(rows):
+        window = row.tokens[window_start(len(row.tokens), context) :]
+        if (key := tuple(window)) not in done:
+            done[key] = run_window(model, window)
+        cache.fill_row(number, done[key][1])
+        logits.append(done[key][0])
+    return torch.cat(logits), cache
+
+
+def run_window(model: Decoder, window: Sequence[int]) -> tuple[Tensor, KVCache]:
+    """Logits [1, V] after these tokens, and a cache of one row that holds them."""
+    weight = model.embed.weight
+    cache = KVCache(model.config, 1, len(window), weight.device, weight.dtype)
+    tokens = torch.tensor([list(window)], device=weight.device)
+    return model(tokens, cache=cache, last_only=True)[:, -1].float(), cache
+
+
+def refill(model: Decoder, rows: Sequence[Row], cache: KVCache) -> None:
+    """Where a row's cache is full, hold only its new window, less the newest token, which the next step feeds."""
+    context = model.config.context_length
+    for number, row in enumerate(rows):
+        if cache.lengths[number] == context:
+            window = row.tokens[window_start(len(row.tokens), context) : -1]
+            if window:
+                cache.fill_row(number, run_window(model, window)[1])
+            else:
+                cache.lengths[number] = 0
+
+
+def choose(logits: Tensor, rows: Sequence[Row], sampling: Sampling, seen: Tensor | None) -> list[int]:
+    """The next token of each row; logits [B, V], seen bool [B, V]."""
+    if seen is not None:
+        logits = penalise_repetition(logits, seen, sampling.repetition_penalty)
+    if sampling.temperature == 0:
+        return logits.argmax(dim=-1).tolist()
+    uniforms = torch.cat([torch.rand(1, generator=row.random) for row in rows])
+    return draw(warp(logits, sampling), uniforms.to(logits.device)).tolist()
+
+
+def tokens_seen(rows: Sequence[Row], vocab_size: int, device: torch.device) -> Tensor:
+    seen = torch.zeros(len(rows), vocab_size, dtype=torch.bool, device=device)
+    for number, row in enumerate(rows):
+        seen[number, torch.tensor(row.tokens, device=device)] = True
+    return seen
+
+
+class TextStream:
+    """Tokens → text that is safe to print: whole characters, and nothing that a stop text may still swallow."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+        self.decoder, self.stop = tokenizer.stream(), stop
+        self.held = ""
+        self.stopped = False
+
+    def push(self, token: int) -> str:
+        """The text that this token makes certain; once `stopped`, the part before the stop text."""
+        return self.release(self.decoder.step(token), final=False)
+
+    def finish(self) -> str:
+        """What is left when no token follows."""
+        return "" if self.stopped else self.release(self.decoder.finish(), final=True)
+
+    def release(self, text: str, final: bool) -> str:
+        self.held += text
+        found = [place for stop in self.stop if (place := self.held.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            ready, self.held = self.held[: min(found)], ""
+            return ready
+        waiting = 0 if final else max((overlap(self.held, stop) for stop in self.stop), default=0)
+        ready, self.held = self.held[: len(self.held) - waiting], self.held[len(self.held) - waiting :]
+        return ready
+
+
+def overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop`."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)
+
+
+@dataclass
+class Sample:
+    """One continuation. `text` excludes the prompt; `ended` is end_of_text, stop or length."""
+
+    prompt: str
+    number: int
+    text: str = ""
+    ended: str = "length"
+    n_tokens: int = 0
+    piece: str = field(default="", repr=False)  # the text that came with the last step
+
+
+def generate(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    jobs: Sequence[tuple[str, int]],
+    sampling: Sampling,
+    *,
+    max_new_tokens: int,
+    stop: Sequence[str] = (),
+    seed: int = 0,
+) -> Iterator[list[Sample]]:
+    """Continue prompts: each job is a prompt and the number of its sample, decoded together as one batch.
+
+    Yields the samples after every step, the new text of each in `piece`; the last yield holds them complete.
+    An empty prompt is the start of a document. Raises UserError where the tokenizer cannot encode a prompt.
+    """
+    rows = [
+        Row(tokenizer.encode(prompt) if prompt else [tokenizer.end_of_text], random_stream(seed, number))
+        for prompt, number in jobs
+    ]
+    samples = [Sample(prompt, number) for prompt, number in jobs]
+    streams = {row: TextStream(tokenizer, stop) for row in rows}
+    of_row = dict(zip(rows, samples, strict=True))
+    model.eval()
+    for grown in decode(model, rows, sampling, max_new_tokens, tokenizer.end_of_text):
+        for sample in samples:
+            sample.piece = ""
+        for row in grown:
+            extend(of_row[row], row, streams[row])
+        yield samples
+    for row, sample in of_row.items():
+        sample.piece = streams[row].finish()
+        sample.text += sample.piece
+    yield samples
+
+
+def extend(sample: Sample, row: Row, stream: TextStream) -> None:
+    sample.n_tokens += 1
+    if row.finished:
+        sample.ended = "end_of_text"
+        return
+    sample.piece = stream.push(row.tokens[-1])
+    sample.text += sample.piece
+    if stream.stopped:
+        row.finished, sample.ended = True, "stop"

@@ -1,0 +1,228 @@
+"""The decoder: one compact transformer whose options span the gpt2, llama and qwen3 dialects.
+
+Legend: B batch, T time, C width of the residual stream, H query heads, K key/value heads, D head size, F hidden
+width of the MLP, V vocabulary, P vocabulary padded to a multiple of `VOCAB_MULTIPLE`.
+
+Sources: Radford et al. 2019 (GPT-2: pre-norm, learned positions, tanh-GELU); Touvron et al. 2023 (LLaMA: RMSNorm,
+SwiGLU, rotary positions of Su et al. 2021 in the half-split layout); Yang et al. 2025 (Qwen3: RMSNorm on queries
+and keys); Vaswani et al. 2017 (sinusoidal positions). Structure after nanoGPT's `model.py`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt.config import ModelConfig
+from gpt.model.attention import cached_attention, causal_attention
+from gpt.model.kv_cache import KVCache
+from gpt.model.loss import summed_cross_entropy
+
+VOCAB_MULTIPLE = 64  # matrix kernels like round sizes; padding rows are never predicted and never saved
+INIT_STD = 0.02
+
+
+class Decoder(nn.Module):
+    """A decoder-only transformer. `forward` gives logits, or with `targets` the summed loss."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.config, self.vocab_size = config, vocab_size
+        padded = VOCAB_MULTIPLE * math.ceil(vocab_size / VOCAB_MULTIPLE)
+        self.embed = nn.Embedding(padded, config.n_embd)
+        if config.position_kind == "learned":
+            self.positions = nn.Embedding(config.context_length, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = norm_layer(config, config.n_embd)
+        self.head = nn.Linear(config.n_embd, padded, bias=False)
+        self.tie_and_tabulate()
+        self.init_weights()
+
+    def tie_and_tabulate(self) -> None:
+        """Share the head's matrix where asked, and make the tables that follow from the configuration, never saved."""
+        config = self.config
+        if config.tie_embeddings:
+            self.head.weight = self.embed.weight
+        if config.position_kind == "sinusoidal":
+            self.register_buffer("sinusoids", sinusoids(config.context_length, config.n_embd), persistent=False)
+        if config.position_kind == "rotary":
+            table = rotary_table(config.context_length, config.head_width, config.rope_theta)
+            self.register_buffer("rotary", table, persistent=False)
+        forbidden = torch.zeros(self.embed.num_embeddings)
+        forbidden[self.vocab_size :] = -torch.inf
+        self.register_buffer("forbidden", forbidden, persistent=False)
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Initialise every parameter, here and nowhere else: normal with `INIT_STD`, as GPT-2, with the layers that
+        write to the residual stream starting at zero, so that each block starts as the identity."""
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=INIT_STD)
+                if getattr(module, "bias", None) is not None:
+                    nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+            elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+                module.reset_parameters()
+        for block in self.blocks:
+            nn.init.zeros_(block.attention.out.weight)  # type: ignore[union-attr, arg-type]
+            nn.init.zeros_(block.mlp.down.weight)  # type: ignore[union-attr, arg-type]
+        for table in (self.embed, self.head):
+            table.weight[self.vocab_size :] = 0
+
+    def forward(
+        self, tokens: Tensor, targets: Tensor | None = None, cache: KVCache | None = None, last_only: bool = False
+    ) -> Tensor:
+        """Run the decoder on token ids [B, T].
+
+        With `targets` [B, T] (`loss.IGNORE` where a position does not count): the loss in nats, summed, scalar fp32.
+        Without: logits [B, T, V], or [B, 1, V] with `last_only`. With a `cache`, the tokens continue what it holds,
+        and it holds them afterwards. Raises ValueError where they exceed the context.
+        """
+        end = tokens.shape[1] + (max(cache.lengths) if cache else 0)
+        if end > self.config.context_length:
+            raise ValueError(f"{end} tokens exceed the context length {self.config.context_length}")
+        positions = cache.positions(tokens.shape[1]) if cache else torch.arange(end, device=tokens.device)
+        x = self.embed(tokens)  # [B, T, C]
+        if self.config.position_kind == "learned":
+            x = x + self.positions(positions)
+        elif self.config.position_kind == "sinusoidal":
+            x = x + self.sinusoids[positions].to(x.dtype)
+        x = self.dropout(x)
+        rotary = self.rotary[:, positions] if self.config.position_kind == "rotary" else None
+        mask = cache.mask(tokens.shape[1]) if cache else None
+        for layer, block in enumerate(self.blocks):
+            x = block(x, rotary, layer, cache, mask)
+        if cache:
+            cache.advance(tokens.shape[1])
+        x = self.norm(x[:, -1:] if last_only else x)
+        if targets is None:
+            return self.head(x)[..., : self.vocab_size]
+        return summed_cross_entropy(self.training_logits(x), targets)
+
+    def training_logits(self, x: Tensor) -> Tensor:
+        """Logits over the padded vocabulary, minus infinity at the padding. x [B, T, C] → [B, T, P]."""
+        if self.vocab_size == self.embed.num_embeddings:
+            return self.head(x)
+        return F.linear(x, self.head.weight, self.forbidden.to(x.dtype))
+
+    def parameter_count(self) -> int:
+        """Trained numbers, without padding of the vocabulary; a tied matrix counts once."""
+        padding = (self.embed.num_embeddings - self.vocab_size) * self.config.n_embd
+        tables = 1 if self.config.tie_embeddings else 2
+        return sum(p.numel() for p in self.parameters()) - tables * padding
+
+    def flops_per_token(self) -> int:
+        """Floating-point operations of forward and backward for one token at full context, 6 N + 12 L H D T
+        (Chowdhery et al. 2022, PaLM, appendix B), N being the weights that multiply, the head included."""
+        config = self.config
+        matrices = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
+        matrices -= (self.embed.num_embeddings - self.vocab_size) * config.n_embd
+        attention = 12 * config.n_layer * config.n_head * config.head_width * config.context_length
+        return 6 * matrices + attention
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = norm_layer(config, config.n_embd)
+        self.attention = Attention(config)
+        self.mlp_norm = norm_layer(config, config.n_embd)
+        self.mlp = MLP(config)
+
+    def forward(
+        self, x: Tensor, rotary: Tensor | None, layer: int, cache: KVCache | None, mask: Tensor | None
+    ) -> Tensor:
+        """x [B, T, C] → [B, T, C]."""
+        x = x + self.attention(self.attention_norm(x), rotary, layer, cache, mask)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Attention(nn.Module):
+    """Causal self-attention with grouped queries; queries, keys and values come from one matrix."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads = (config.n_head, config.kv_heads, config.kv_heads)
+        self.head_width = config.head_width
+        bias = config.dialect == "gpt2"
+        self.qkv = nn.Linear(config.n_embd, sum(self.heads) * self.head_width, bias=bias)
+        self.out = nn.Linear(config.n_head * self.head_width, config.n_embd, bias=bias)
+        if config.dialect == "qwen3":
+            self.q_norm = nn.RMSNorm(self.head_width, eps=config.norm_eps)
+            self.k_norm = nn.RMSNorm(self.head_width, eps=config.norm_eps)
+        self.normalise_qk = config.dialect == "qwen3"
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x: Tensor, rotary: Tensor | None, layer: int, cache: KVCache | None, mask: Tensor | None
+    ) -> Tensor:
+        """x [B, T, C] → [B, T, C]; rotary as `rotate` takes it, mask as `cached_attention` does."""
+        heads = self.qkv(x).unflatten(-1, (sum(self.heads), self.head_width))
+        q, k, v = heads.split(self.heads, dim=2)  # [B, T, H or K, D]
+        if self.normalise_qk:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, H or K, T, D]
+        if rotary is not None:
+            q, k = rotate(q, rotary), rotate(k, rotary)
+        q, k = q.to(v.dtype), k.to(v.dtype)  # autocast leaves the normalised ones in fp32
+        if cache is None:
+            y = causal_attention(q, k, v, self.dropout.p if self.training else 0.0)
+        else:
+            y = cached_attention(q, *cache.update(layer, k, v), mask)
+        return self.dropout(self.out(y.transpose(1, 2).flatten(2)))
+
+
+class MLP(nn.Module):
+    """down(GELU(up x)) in the gpt2 dialect, down(SiLU(gate x) * up x) in the others."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gated = config.dialect != "gpt2"
+        width = config.hidden_width
+        self.up = nn.Linear(config.n_embd, 2 * width if self.gated else width, bias=not self.gated)  # gate and up
+        self.down = nn.Linear(width, config.n_embd, bias=not self.gated)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, T, C] → [B, T, C]."""
+        x = self.up(x)  # [B, T, F or 2 F]
+        if self.gated:
+            gate, up = x.chunk(2, dim=-1)
+            x = F.silu(gate) * up
+        else:
+            x = F.gelu(x, approximate="tanh")
+        return self.dropout(self.down(x))
+
+
+def norm_layer(config: ModelConfig, width: int) -> nn.Module:
+    if config.dialect == "gpt2":
+        return nn.LayerNorm(width, eps=config.norm_eps)
+    return nn.RMSNorm(width, eps=config.norm_eps)
+
+
+def rotary_table(length: int, width: int, theta: float) -> Tensor:
+    """Cosines and sines of the angle of each position and frequency: [2, T, D / 2]."""
+    frequencies = theta ** (-torch.arange(0, width, 2, dtype=torch.float32) / width)
+    angles = torch.arange(length, dtype=torch.float32)[:, None] * frequencies
+    return torch.stack((angles.cos(), angles.sin()))
+
+
+def rotate(x: Tensor, rotary: Tensor) -> Tensor:
+    """Turn each pair (x[d], x[d + D/2]) by its angle. x [B, H, T, D], rotary [2, T, D/2] or [2, B, T, D/2]."""
+    cos, sin = rotary if rotary.dim() == 3 else rotary[:, :, None]
+    left, right = x.chunk(2, dim=-1)
+    return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """The fixed table of Vaswani et al., [T, C], scaled to the mean square of the token embeddings."""
+    even = torch.arange(0, width, 2, dtype=torch.float32)
+    angles = torch.arange(length, dtype=torch.float32)[:, None] * 10000.0 ** (-even / width)
+    table = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)[:, :width]
+    return table * (INIT_STD * math.sqrt(2))

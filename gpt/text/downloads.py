@@ -1,0 +1,89 @@
+"""Corpora from elsewhere: tiny Shakespeare over HTTP, and Hugging Face data sets.
+
+Sources: https://github.com/karpathy/char-rnn (tiny Shakespeare), https://huggingface.co/docs/datasets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from gpt.config import DataConfig
+from gpt.options import UserError
+
+SHAKESPEARE_NAME = "tiny Shakespeare"
+SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+_LOADERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
+
+
+def fetch_shakespeare(folder: Path, report: Callable[[str], None]) -> Path:
+    """Path of tiny Shakespeare (1,115,394 bytes) in `folder`, downloaded where it is not there yet.
+
+    Raises UserError without network, and where what came is not the file.
+    """
+    file = folder / "tinyshakespeare.txt"
+    if file.is_file():
+        return file
+    report(f"Downloading {SHAKESPEARE_NAME} …")
+    instead = "data=text data.files='[your.txt]' trains on a text of yours instead"
+    try:
+        with urllib.request.urlopen(SHAKESPEARE_URL, timeout=30) as response:
+            text = response.read()
+    except (urllib.error.URLError, OSError) as error:
+        raise UserError(f"data=shakespeare: {SHAKESPEARE_URL} cannot be reached ({error}); {instead}") from None
+    if hashlib.sha256(text).hexdigest() != SHAKESPEARE_SHA256:
+        raise UserError(f"data=shakespeare: {SHAKESPEARE_URL} no longer holds the file that is expected; {instead}")
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f"{file.name}.{os.getpid()}.part"
+    try:
+        part.write_bytes(text)
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+    return file
+
+
+def local_records(files: Iterable[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of local parquet, CSV, TSV and JSON files, each with its place. Raises UserError for other kinds."""
+    import datasets
+
+    for file in files:
+        loader = _LOADERS.get(file.suffix.lower())
+        if loader is None:
+            raise UserError(f"data.files: {file} is not {', '.join(_LOADERS)}; use data=text or data=jsonl")
+        options: dict[str, Any] = {"delimiter": "\t"} if file.suffix.lower() == ".tsv" else {}
+        load = lambda f=file, k=loader, o=options: datasets.load_dataset(  # noqa: E731
+            k, data_files=str(f), split="train", streaming=True, **o
+        )
+        yield from _rows(load, str(file), "check the file")
+
+
+def hub_records(data: DataConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a data set on the Hub (or in a local folder), streamed, each with its place."""
+    import datasets
+
+    path = str(data.path)
+    yield from _rows(
+        lambda: datasets.load_dataset(path, data.subset, split=data.split, streaming=True),
+        f"data.path={path}",
+        "check the id, data.subset and data.split, and the network; or use local files with data.files",
+    )
+
+
+def _rows(load: Callable[[], Any], place: str, way_out: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    number = 0
+    try:
+        for number, row in enumerate(load(), 1):
+            yield f"{place} row {number}", row
+    except UserError:
+        raise
+    except Exception as error:  # the library passes on whatever its many readers and transports raise
+        reason = f"{type(error).__name__}: {error}".strip().split("\n")[0]
+        where = f" after row {number}" if number else ""
+        raise UserError(f"{place}: cannot be read{where} ({reason}); {way_out}") from None

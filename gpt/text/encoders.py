@@ -1,0 +1,209 @@
+"""Fast encoders: text → ids for the tokenizers whose result something faster than `tokenizers` can prove to match.
+
+`fast_encoder` looks at a tokenizer.json and returns one of
+
+- `encode_bytes`: bytes are their own ids; `numpy` views the UTF-8;
+- `CharacterEncoder`: a table over code points;
+- `TiktokenEncoder`: OpenAI's tiktoken (https://github.com/openai/tiktoken), which merges by the rank of the merged
+  token where `tokenizers` merges by the rank of the pair.
+
+When tiktoken gives the same ids. (1) The ids of merged tokens grow strictly in the order of the merges. (2) Text is cut
+into words by a regular expression that both engines are known to read alike (tests compare their character classes on
+the whole of Unicode). (3) Every token t is reachable: merging t's own bytes gives t back. Say that an adjacent pair x|y
+spans exactly token t. No merge has crossed t's borders, so the merges inside the span are those of t alone, whose last
+one is t's own pair in the list of merges: (x, y) is that pair, and both programs merge it at the same rank.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from gpt.options import UserError
+
+Encoder = Callable[[str], np.ndarray]  # text → [n_tokens] ids, int32, uint32 or uint8
+
+# Contractions; one leading non-letter and letters; up to three digits; punctuation and line ends; line ends; spaces.
+# Llama 3's and GPT-4's expression, with the case of contractions spelled out, as engines fold case differently.
+NEWLEAF_PATTERN = (
+    r"'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# The same two languages, with possessive quantifiers, which tiktoken's engine runs faster and without a deep stack.
+_NEWLEAF_TIKTOKEN = (
+    r"'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL])|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+"
+    r"| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_GPT2_TIKTOKEN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"  # tiktoken's own
+
+_SAFE_PLACES = {"gpt2": re.compile(r"(?<=\S)[ \n]"), "newleaf": re.compile(r"(?<=\S) |(?<=\n)(?=\S)")}
+STRETCH = 100_000  # characters that tiktoken gets at once; its regex engine limits backtracking to a million steps
+
+
+def byte_alphabet() -> dict[str, int]:
+    """The printable character that stands for each byte in byte-level vocabularies (GPT-2's `bytes_to_unicode`)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in set(printable)]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
+
+
+BYTE_OF = byte_alphabet()
+CHARACTER_OF = {byte: character for character, byte in BYTE_OF.items()}
+
+
+def utf8(text: str) -> bytes:
+    """The UTF-8 of `text`. Raises UserError where it holds a lone surrogate, which is no character."""
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the text is not valid Unicode: {text[error.start]!r} at character {error.start} is half of a surrogate "
+            "pair; leave it out"
+        ) from None
+
+
+def word_pattern(spec: dict[str, Any]) -> str | None:
+    """`gpt2` or `newleaf` where a tokenizer.json cuts text into words by that expression, else None."""
+    pre = spec.get("pre_tokenizer") or {}
+    if pre.get("type") == "ByteLevel":
+        return "gpt2" if pre.get("use_regex", True) and not pre.get("add_prefix_space") else None
+    steps = pre.get("pretokenizers", [])
+    if pre.get("type") != "Sequence" or [step.get("type") for step in steps] != ["Split", "ByteLevel"]:
+        return None
+    split, bytes_step = steps
+    plain = not split.get("invert") and split.get("behavior") == "Isolated"
+    plain_bytes = not bytes_step.get("use_regex", True) and not bytes_step.get("add_prefix_space")
+    return "newleaf" if plain and plain_bytes and split.get("pattern") == {"Regex": NEWLEAF_PATTERN} else None
+
+
+def fast_encoder(spec: dict[str, Any], backend: tokenizers.Tokenizer) -> Encoder | None:
+    """The fast path of the tokenizer that `spec` (a parsed tokenizer.json) describes, or None where there is none."""
+    if spec.get("normalizer") or not all(token["special"] for token in spec.get("added_tokens", [])):
+        return None
+    model = spec["model"]
+    special = {token["content"] for token in spec.get("added_tokens", [])}
+    if model["type"] == "WordLevel":
+        vocab = {token: index for token, index in model["vocab"].items() if token not in special}
+        by_character = spec.get("pre_tokenizer") == CHARACTER_SPLIT and all(len(token) == 1 for token in vocab)
+        return CharacterEncoder(vocab) if by_character and vocab else None
+    if model["type"] != "BPE":
+        return None
+    plain = not any(
+        model.get(key)
+        for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
+    )
+    vocab = {token: index for token, index in model["vocab"].items() if token not in special}
+    if not plain or not all(character in vocab for character in BYTE_OF):
+        return None
+    if is_bytes(spec):
+        return encode_bytes
+    pattern = word_pattern(spec)
+    if pattern is None or not _merges_follow_ids(model["merges"], vocab) or not _all_reachable(vocab, backend):
+        return None
+    return TiktokenEncoder(vocab, pattern, backend)
+
+
+def is_bytes(spec: dict[str, Any]) -> bool:
+    """Whether a tokenizer.json has just the 256 bytes, each its own id, besides special tokens."""
+    model = spec["model"]
+    pre = spec.get("pre_tokenizer") or {}
+    if model["type"] != "BPE" or model["merges"] or pre.get("type") != "ByteLevel" or pre.get("add_prefix_space"):
+        return False
+    return all(model["vocab"].get(character) == byte for character, byte in BYTE_OF.items())
+
+
+def _merges_follow_ids(merges: list[Any], vocab: dict[str, int]) -> bool:
+    """Conditions 1 and half of 3: ids grow in merge order, and every token but the bytes is merged from two."""
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in merges)
+    ids = [vocab.get("".join(pair), -1) for pair in pairs]
+    growing = all(left < right for left, right in zip([-1, *ids], ids, strict=False))
+    return growing and len(ids) + 256 == len(vocab)
+
+
+def _all_reachable(vocab: dict[str, int], backend: tokenizers.Tokenizer) -> bool:
+    model = backend.model
+    return all([part.id for part in model.tokenize(token)] == [index] for token, index in vocab.items())
+
+
+def encode_bytes(text: str) -> np.ndarray:
+    """UTF-8 bytes as ids."""
+    return np.frombuffer(utf8(text), dtype=np.uint8)
+
+
+CHARACTER_PATTERN = r"[\s\S]"
+CHARACTER_SPLIT = {"type": "Split", "pattern": {"Regex": CHARACTER_PATTERN}, "behavior": "Isolated", "invert": False}
+
+
+class CharacterEncoder:
+    """One token a character, by a table over code points."""
+
+    def __init__(self, vocab: dict[str, int]):
+        self.table = np.full(max(map(ord, vocab)) + 2, -1, dtype=np.int32)  # the last entry: any higher code point
+        for character, index in vocab.items():
+            self.table[ord(character)] = index
+
+    def __call__(self, text: str) -> np.ndarray:
+        utf8(text)
+        points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+        ids = self.table[np.minimum(points, len(self.table) - 1)]
+        if ids.size and ids.min() < 0:
+            unseen = sorted({chr(point) for point in np.unique(points[ids < 0])})
+            shown = " ".join(f"{c!r} (U+{ord(c):04X})" for c in unseen[:20]) + (" …" if len(unseen) > 20 else "")
+            raise UserError(
+                f"the character tokenizer has never seen {shown}; leave such characters out, or train with "
+                "tokenizer=bpe or tokenizer=byte, which take any text"
+            )
+        return ids
+
+
+class TiktokenEncoder:
+    """A byte-level BPE through tiktoken; `vocab` maps byte-level token strings to ids."""
+
+    def __init__(self, vocab: dict[str, int], pattern: str, backend: tokenizers.Tokenizer):
+        import tiktoken
+
+        ranks = {bytes(BYTE_OF[c] for c in token): index for token, index in vocab.items()}
+        expression = _GPT2_TIKTOKEN if pattern == "gpt2" else _NEWLEAF_TIKTOKEN
+        self.pattern = pattern
+        self.backend = backend
+        self.encoding = tiktoken.Encoding(pattern, pat_str=expression, mergeable_ranks=ranks, special_tokens={})
+
+    def __call__(self, text: str) -> np.ndarray:
+        utf8(text)  # tiktoken would replace a lone surrogate
+        if len(text) <= STRETCH:
+            return self.encoding.encode_to_numpy(text, disallowed_special=())
+        return np.concatenate([self._encode_stretch(part) for part in self.stretches(text)])
+
+    def _encode_stretch(self, text: str) -> np.ndarray:
+        if len(text) > STRETCH:  # no safe place to cut it, such as a megabyte of one letter
+            return np.array(self.backend.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
+        return self.encoding.encode_to_numpy(text, disallowed_special=())
+
+    def stretches(self, text: str) -> Iterator[str]:
+        """Cut a long text where a word ends whatever follows, so that the ids stay the same.
+
+        Of both patterns: before a space that follows a non-space, as no alternative goes on past a non-space into a
+        space. GPT-2's: also before such a line end. Ours: after a line end before a non-space, as every alternative
+        that takes the last line end of a run stops there.
+        """
+        start = 0
+        while start < len(text):
+            end = self._safe_cut(text, start, start + STRETCH) if len(text) - start > STRETCH else len(text)
+            reach = start + STRETCH
+            while end is None:  # nothing in reach: look further on, and leave the stretch to `tokenizers`
+                end = self._safe_cut(text, reach, reach + STRETCH) if len(text) - reach > STRETCH else len(text)
+                reach += STRETCH
+            yield text[start:end]
+            start = end
+
+    def _safe_cut(self, text: str, start: int, end: int) -> int | None:
+        """The last safe place to cut after `start` and not after `end` (< len(text)), or None."""
+        places = _SAFE_PLACES[self.pattern]
+        for begin in (max(start, end - 1000), start):  # nearly always there is one close to the end
+            for last in reversed([match.start() for match in places.finditer(text, begin + 1, end + 1)]):
+                return last
+        return None

@@ -1,0 +1,82 @@
+"""Which files `data.files` means: files, folders and globs.
+
+A name that exists is taken as it is, even where it looks like a glob. A folder means the text files in it and below.
+Hidden files and folders are skipped unless named.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from gpt.options import UserError
+
+# What a folder contributes. Anything else can be named, or matched by a glob.
+_TEXT_NAME = re.compile(
+    r".*\.(txt|text|md|markdown|rst|org|adoc|tex|srt|html?|xml|csv|tsv|jsonl?|ya?ml|toml|ini|pyi?|[ch]|cc|cpp|cxx|hpp|cu"
+    r"|java|kt|scala|m?js|jsx|tsx?|css|go|rs|rb|php|pl|lua|r|jl|m|swift|cs|fs|hs|ml|el|lisp|clj|exs?|erl|sh|bash|zsh|sql"
+    r"|vim|nix|zig|f90|asm)",
+    re.IGNORECASE,
+)
+
+
+def find_files(patterns: Iterable[str], option: str = "data.files") -> list[Path]:
+    """All files that the patterns mean: resolved paths, each once, sorted.
+
+    Raises UserError, naming `option`, for what is not there and for a folder without text files.
+    """
+    found: set[Path] = set()
+    for pattern in patterns:
+        path = Path(pattern).expanduser()
+        if path.is_dir():
+            inside = set(list_folder(path))
+            if not inside:
+                raise UserError(
+                    f"{option}: the folder {pattern!r} has no text files (.txt, .md, .py …); for others give "
+                    f"a glob, as '[{path}/**/*.log]'"
+                )
+            found |= inside
+        elif path.is_file():
+            found.add(path.resolve())
+        elif path.exists():
+            raise UserError(f"{option}: {pattern!r} is not a regular file; save its text in one")
+        elif any(character in pattern for character in "*?["):
+            matched = set(_glob(path))
+            if not matched:
+                raise UserError(f"{option}: no file matches {pattern!r} (from {Path.cwd()}); check the pattern")
+            found |= matched
+        else:
+            raise UserError(f"{option}: {pattern!r} does not exist (from {Path.cwd()}); check the path")
+    return sorted(found)
+
+
+def list_folder(folder: Path, any_suffix: bool = False) -> Iterator[Path]:
+    """Text files (or all) in `folder` and below, resolved. Links to folders are followed, each folder once."""
+    visited = set()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(here, name)
+            if (any_suffix or _TEXT_NAME.fullmatch(name)) and not name.startswith(".") and path.is_file():
+                yield path.resolve()
+
+
+def _glob(pattern: Path) -> Iterator[Path]:
+    """Files that match; `**` is any number of folders and follows no links."""
+    parts = pattern.parts
+    wild = next(i for i, part in enumerate(parts) if any(character in part for character in "*?["))
+    base, rest = Path(*parts[:wild]), "/".join(parts[wild:])
+    if parts[-1] == "**":
+        rest += "/*"
+    hidden_meant = any(part.startswith(".") for part in parts[wild:])
+    for path in base.glob(rest):
+        hidden = any(part.startswith(".") for part in path.relative_to(base).parts)
+        if path.is_file() and (hidden_meant or not hidden):
+            yield path.resolve()

@@ -1,0 +1,67 @@
+"""Templates: a document from the fields of a record, as in '{title}\\n{author}\\n{text}'.
+
+Only plain names are replaced: no attribute, index, conversion or format, so a template from anywhere is harmless.
+`{{` and `}}` are literal braces.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from gpt.options import UserError
+
+_TOKENS = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[{}]|[^{}]+")
+
+
+@dataclass(frozen=True)
+class Template:
+    """`parts`: (text, False) for literal text, (name, True) for a field."""
+
+    parts: tuple[tuple[str, bool], ...]
+
+    @classmethod
+    def parse(cls, template: str, option: str = "data.template") -> Template:
+        """Raises UserError, naming `option`, where a brace has no partner or a field no name."""
+        parts = []
+        for token in _TOKENS.findall(template):
+            if token in ("{{", "}}"):
+                parts.append((token[0], False))
+            elif token in ("{", "}", "{}"):
+                raise UserError(
+                    f"{option}: {template!r} has a {token!r} that names no field; write {{text}} for a field and "
+                    "{{ or }} for a brace"
+                )
+            elif token.startswith("{"):
+                parts.append((token[1:-1], True))
+            else:
+                parts.append((token, False))
+        if not any(is_field for _, is_field in parts):
+            raise UserError(f"{option}: {template!r} uses no field, so all documents would be alike; write {{text}}")
+        return cls(tuple(parts))
+
+    @classmethod
+    def of_field(cls, name: str) -> Template:
+        """Just the field `name`, whatever characters are in its name."""
+        return cls(((name, True),))
+
+    def render(self, record: dict[str, Any], place: str) -> str:
+        """The text of `record`. Strings stand as they are, null is empty, other values are JSON.
+
+        Raises UserError, naming `place` (such as file:line) and the fields there are, where one is missing.
+        """
+        missing = [name for name, is_field in self.parts if is_field and name not in record]
+        if missing:
+            raise UserError(
+                f"{place}: no field {missing[0]!r}, only {', '.join(map(repr, record)) or 'none at all'}; "
+                "name fields in data.template='{title}\\n{text}' (or data.column of a huggingface data set)"
+            )
+        return "".join(_text(record[part]) if is_field else part for part, is_field in self.parts)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return "" if value is None else json.dumps(value, ensure_ascii=False, default=str)

@@ -1,0 +1,241 @@
+"""Text ↔ ids, for every kind of tokenizer: one class around a Hugging Face tokenizer.json.
+
+A tokenizer is a folder with `tokenizer.json` (the whole of it) and `tokenizer_config.json` (which token ends a text),
+as https://huggingface.co/docs/tokenizers writes them, so transformers loads ours and we load theirs. The kind and its
+fast path (`encoders.py`) are recognised from tokenizer.json itself; nothing in such a folder is ever executed.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import tokenizers
+
+from gpt.options import UserError
+from gpt.text.encoders import BYTE_OF, CHARACTER_SPLIT, Encoder, fast_encoder, is_bytes, utf8, word_pattern
+
+END_OF_TEXT = "<|endoftext|>"
+_USUAL_ENDS = (END_OF_TEXT, "</s>", "[SEP]")
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")  # how SentencePiece vocabularies spell a byte
+_FAST_FROM = 2000  # characters: below, building the fast path takes longer than it saves
+
+
+class StreamDecoder(Protocol):
+    """Turns ids into text one at a time. What `step` and `finish` return adds up to `decode` of all ids."""
+
+    def step(self, token: int) -> str:
+        """The text that is certain now that `token` has come; "" within a character."""
+
+    def finish(self) -> str:
+        """The rest, once no more ids come."""
+
+
+class Tokenizer:
+    """Text to ids and back.
+
+    `name` is byte, char, bpe, gpt2 or huggingface; ids are 0 … `vocab_size` - 1, special tokens included;
+    `end_of_text` is the id that separates documents; `fingerprint` is the hex digest of the canonical tokenizer.json.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, end_of_text: str, config: dict[str, Any] | None = None):
+        """`end_of_text`: the token's text. `config`: a stranger's tokenizer_config.json, which `save` keeps."""
+        backend.no_truncation()
+        backend.no_padding()
+        # What is in a corpus is text: a literal "<|endoftext|>" there must not end a document.
+        backend.encode_special_tokens = True
+        self.backend = backend
+        self._spec: dict[str, Any] = json.loads(backend.to_str())
+        self._config = config
+        self.end_of_text_token = end_of_text
+        vocab = backend.get_vocab(with_added_tokens=True)
+        self.end_of_text = vocab[end_of_text]
+        self.vocab_size = max(vocab.values()) + 1
+        self.special_ids = frozenset(
+            {token["id"] for token in self._spec["added_tokens"] if token["special"]} | {self.end_of_text}
+        )
+        self.dtype = np.dtype("<u2") if self.vocab_size <= 2**16 else np.dtype("<u4")
+        canonical = json.dumps(self._spec, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        self.fingerprint = hashlib.blake2b(canonical.encode("utf-8"), digest_size=16).hexdigest()
+        self.name = _kind(self._spec, self.vocab_size)
+
+    @cached_property
+    def _fast(self) -> Encoder | None:
+        return fast_encoder(self._spec, self.backend)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`, with nothing added; special tokens spelled out in it are plain text.
+
+        Raises UserError where the text has a lone surrogate, or characters that a char tokenizer has never seen.
+        """
+        return self._encode(text).tolist()
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of each text, as `encode`: arrays [n_tokens] of `dtype`."""
+        if self._fast is None:
+            for text in texts:
+                utf8(text)
+            encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+            return [np.array(encoding.ids, dtype=self.dtype) for encoding in encodings]
+        return [self._fast(text).astype(self.dtype, copy=False) for text in texts]
+
+    def _encode(self, text: str) -> np.ndarray:
+        if (len(text) > _FAST_FROM or self.name in ("byte", "char")) and self._fast is not None:
+            return self._fast(text)
+        utf8(text)
+        return np.array(self.backend.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`: special tokens are skipped, bytes that are no UTF-8 become U+FFFD."""
+        pieces = self._pieces
+        if pieces is None:
+            return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
+        return b"".join([pieces[i] for i in ids]).decode("utf-8", errors="replace")
+
+    def stream(self) -> StreamDecoder:
+        """A decoder that gives out text as ids come, and never half a character."""
+        return _ByteStream(self._pieces) if self._pieces is not None else _WindowStream(self)
+
+    @cached_property
+    def _pieces(self) -> list[bytes] | None:
+        """The bytes of each id where decoding only joins them, else None."""
+        decoder = (self._spec["decoder"] or {}).get("type")
+        if decoder not in ("ByteLevel", "Fuse"):
+            return None
+        pieces = [b""] * self.vocab_size
+        for token, index in self.backend.get_vocab(with_added_tokens=True).items():
+            if index in self.special_ids:
+                continue
+            if decoder == "ByteLevel" and all(character in BYTE_OF for character in token):
+                pieces[index] = bytes(BYTE_OF[character] for character in token)
+            else:
+                pieces[index] = token.encode("utf-8")
+        return pieces
+
+    @cached_property
+    def token_bytes(self) -> np.ndarray | None:
+        """int32 [vocab_size]: UTF-8 bytes of each id's text, 0 for special ones; None where context decides."""
+        return None if self._pieces is None else np.array([len(piece) for piece in self._pieces], dtype=np.int32)
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer reads too."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.backend.save(str(folder / "tokenizer.json"))
+        config = self._config or {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": self.end_of_text_token,
+            "eos_token": self.end_of_text_token,
+            "clean_up_tokenization_spaces": False,
+        }
+        (folder / "tokenizer_config.json").write_text(
+            json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> Tokenizer:
+        """Load a folder with tokenizer.json, ours or a stranger's, or the file itself.
+
+        Raises UserError where there is none, where it cannot be read, or where no token ends a text.
+        """
+        file = path / "tokenizer.json" if path.is_dir() else path
+        if not file.is_file():
+            raise UserError(f"{path}: no tokenizer.json there; give a folder that contains one, or the file itself")
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises plain Exception
+            raise UserError(f"{file}: not a tokenizer.json of the tokenizers library ({error})") from None
+        config = _read_config(file.parent / "tokenizer_config.json")
+        named = config.get("eos_token")
+        named = named.get("content") if isinstance(named, dict) else named
+        for token in (named, *_USUAL_ENDS):
+            if token and backend.token_to_id(token) is not None:
+                return cls(backend, token, _without_code(config, token))
+        raise UserError(
+            f"{file}: no token ends a text; name one of its tokens as eos_token in {file.parent}/tokenizer_config.json"
+        )
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read as JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{file}: must hold one JSON object, not {type(config).__name__}")
+    return config
+
+
+def _without_code(config: dict[str, Any], end_of_text: str) -> dict[str, Any] | None:
+    """A stranger's tokenizer_config.json as we pass it on: with an end of text, without pointers to their code."""
+    kept = {key: value for key, value in config.items() if key != "auto_map"}
+    return {**kept, "eos_token": end_of_text} if kept else None
+
+
+def _kind(spec: dict[str, Any], vocab_size: int) -> str:
+    """The kind of tokenizer that a parsed tokenizer.json describes."""
+    if spec["model"]["type"] == "WordLevel" and spec["pre_tokenizer"] == CHARACTER_SPLIT:
+        return "char"
+    if spec["model"]["type"] != "BPE" or spec["normalizer"]:
+        return "huggingface"
+    if is_bytes(spec):
+        return "byte"
+    pattern = word_pattern(spec)
+    if pattern == "gpt2" and vocab_size == 50257:
+        return "gpt2"
+    return "bpe" if pattern == "newleaf" else "huggingface"
+
+
+class _ByteStream:
+    """Streams tokens that stand for bytes."""
+
+    def __init__(self, pieces: list[bytes]):
+        self.pieces = pieces
+        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def step(self, token: int) -> str:
+        return self.decoder.decode(self.pieces[token])
+
+    def finish(self) -> str:
+        return self.decoder.decode(b"", final=True)
+
+
+class _WindowStream:
+    """Streams tokens whose text depends on their neighbours, such as WordPiece's and SentencePiece's.
+
+    Each step decodes a window of the last tokens with and without the new one. Text waits while it ends in the middle
+    of a run of byte tokens, as one bad byte makes the library replace the whole run.
+    """
+
+    KEEP = 8  # tokens of context before the new ones, enough for any decoder's view of its neighbours
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+        self.window: list[int] = []  # context, then tokens whose text is not out yet
+        self.context = 0  # tokens at the window's head whose text is out
+
+    def step(self, token: int) -> str:
+        if token in self.tokenizer.special_ids:
+            return ""  # decode skips it too, and it must not push context out of the window
+        self.window.append(token)
+        spelled = self.tokenizer.backend.id_to_token(token)
+        if spelled is None or _BYTE_TOKEN.fullmatch(spelled):
+            return ""
+        return self.finish()
+
+    def finish(self) -> str:
+        before = self.tokenizer.decode(self.window[: self.context])
+        text = self.tokenizer.decode(self.window)
+        self.context = len(self.window)
+        if self.context > 2 * self.KEEP:
+            self.window = self.window[-self.KEEP :]
+            self.context = self.KEEP
+        return text[len(before) :]

@@ -1,0 +1,80 @@
+"""Loss and bits per byte on held-out text, and what general compressors reach on the same bytes.
+
+`loss` is the mean over every evaluated token in nats, from non-overlapping windows with dropout off: deterministic,
+and the same whatever the batch size. Bits per byte divide the same sum by the UTF-8 bytes that the tokens stand
+for, which makes tokenizers comparable (Gao et al. 2020, The Pile, section 3.1).
+"""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import math
+from dataclasses import dataclass
+
+import torch
+
+from gpt.model.hardware import Hardware
+from gpt.model.transformer import Decoder
+from gpt.text.batches import IGNORE, val_batches
+from gpt.text.shards import TokenStream
+from gpt.text.tokenizers import Tokenizer
+
+
+LARGEST_COMPRESSED = 32 * 2**20  # bytes; xz takes about a second for each MB
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`loss` in nats a token, over `n_tokens` tokens that stand for `n_bytes` bytes of text."""
+
+    loss: float
+    n_tokens: int
+    n_bytes: float
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.loss * self.n_tokens / math.log(2) / self.n_bytes if self.n_bytes else math.nan
+
+
+@torch.no_grad()
+def evaluate(
+    model: Decoder,
+    stream: TokenStream,
+    tokenizer: Tokenizer,
+    hardware: Hardware,
+    batch_size: int,
+    max_tokens: int | None = None,
+) -> Evaluation:
+    """Evaluate on all of a stream, or on its first `max_tokens` tokens."""
+    was_training = model.training
+    model.eval()
+    lengths = tokenizer.token_bytes
+    total = torch.zeros((), dtype=torch.float64)
+    n_tokens, n_bytes = 0, 0.0
+    for inputs, targets in val_batches(stream, model.config.context_length, batch_size, max_tokens):
+        with hardware.autocast():
+            loss = model(torch.from_numpy(inputs).to(hardware.device), torch.from_numpy(targets).to(hardware.device))
+        total += loss.double().cpu() if hardware.device.type != "mps" else loss.cpu().double()
+        counted = targets[targets != IGNORE]
+        n_tokens += len(counted)
+        # Not every tokenizer knows the bytes of a token; then each stands for the mean of the split.
+        n_bytes += float(lengths[counted].sum()) if lengths is not None else len(counted) * mean_bytes(stream)
+    model.train(was_training)
+    return Evaluation(total.item() / n_tokens, n_tokens, n_bytes)
+
+
+def mean_bytes(stream: TokenStream) -> float:
+    return stream.n_bytes / max(1, len(stream) - 1)
+
+
+def compressors(stream: TokenStream, tokenizer: Tokenizer, max_tokens: int | None = None) -> dict[str, float] | None:
+    """Bits per byte of `gzip -9` and `xz -9` on the evaluated text; None where that is too long, or has no bytes."""
+    n_tokens = len(stream) if max_tokens is None else min(len(stream), max_tokens + 1)
+    if tokenizer.token_bytes is None or n_tokens * mean_bytes(stream) > LARGEST_COMPRESSED:
+        return None
+    text = tokenizer.decode(stream.read(0, n_tokens).tolist()).encode("utf-8")
+    if not text:
+        return None
+    sizes = {"gzip -9": len(gzip.compress(text, 9)), "xz -9": len(lzma.compress(text, preset=9))}
+    return {name: 8 * size / len(text) for name, size in sizes.items()}

@@ -1,0 +1,37 @@
+"""Ctrl-C and SIGTERM as a request that the loop honours between two steps."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class Interrupts:
+    """While entered, the first SIGINT or SIGTERM is only noted in `received`; a second SIGINT stops at once."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self.previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.previous[number] = signal.signal(number, self.note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("\nStopping after this step and saving; Ctrl-C again stops at once.", file=sys.stderr, flush=True)
+
+    @property
+    def exit_status(self) -> int:
+        """128 plus the signal's number, as shells report it; 0 where there was none."""
+        return 0 if self.received is None else 128 + self.received

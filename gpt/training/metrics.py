@@ -1,0 +1,146 @@
+"""What a run reports: console, metrics.jsonl, loss.png and Weights & Biases.
+
+A sink that is switched off does nothing (as torchtitan's metrics), so whoever logs never asks. Names: `train/loss` and `val/loss` are nats a token, `val/bits_per_byte` bits a UTF-8 byte,
+`train/tokens_per_second` counts training alone, `train/mfu` is a share of the hardware's peak in 0 … 1.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from gpt.config import RunConfig
+from gpt.options import to_dict
+
+Values = Mapping[str, float]
+
+
+class JsonLines:
+    """One JSON object a line; lines of steps that a resumed run will do again are dropped first."""
+
+    def __init__(self, path: Path, from_step: int) -> None:
+        kept = [line for line in read_lines(path) if line["step"] <= from_step]
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(dump(line) for line in kept), encoding="utf-8")
+        partial.replace(path)
+        self.file: IO[str] = path.open("a", encoding="utf-8")
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        self.file.write(dump(values))
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def dump(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, ensure_ascii=False) + "\n"
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects in a file of JSON lines, less a last line that a kill cut short; [] where there is no file."""
+    lines = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+class ProgressLine:
+    """The console, on standard error: a live bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, max_steps: int, step: int) -> None:
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.live = self.console.is_terminal
+        columns = (
+            TextColumn("step {task.completed}/{task.total}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+        )
+        self.progress = Progress(*columns, console=self.console, disable=not self.live, transient=True)
+        self.task = self.progress.add_task("", total=max_steps, completed=step)
+        self.progress.start()
+
+    def advance(self, step: int) -> None:
+        self.progress.update(self.task, completed=step)
+
+    def describe(self, step: int, text: str, seconds_left: float) -> None:
+        """Show the newest figures of training."""
+        self.progress.update(self.task, description=text)
+        if not self.live:
+            self.say(f"step {step:>6}  {text}  {duration(seconds_left)} left")
+
+    def say(self, text: str, style: str | None = None) -> None:
+        self.console.print(text, style=style, markup=False)
+
+    def close(self) -> None:
+        self.progress.stop()
+
+
+def duration(seconds: float) -> str:
+    """For people: `42 s`, `3 min 20 s`, `5 h 12 min`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes_left = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes_left} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+class Wandb:
+    """A Weights & Biases run, or nothing where `wandb.mode=disabled`."""
+
+    def __init__(self, config: RunConfig, run_dir: Path, run_id: str | None) -> None:
+        self.run: Any = None
+        if config.wandb.mode != "disabled":
+            import wandb  # slow to import, so only where it is asked for
+
+            self.run = wandb.init(
+                project=config.wandb.project,
+                mode=config.wandb.mode,  # type: ignore[arg-type]
+                dir=run_dir,
+                id=run_id,
+                name=run_dir.name,
+                resume="allow",
+                config=to_dict(config),
+            )
+
+    @property
+    def id(self) -> str | None:
+        return None if self.run is None else self.run.id
+
+    def log(self, step: int, values: Values) -> None:
+        if self.run is not None:
+            self.run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        if self.run is not None:
+            self.run.finish()
+
+
+def draw_losses(lines: list[dict[str, Any]], path: Path, title: str) -> None:
+    """Plot train/loss and val/loss against the step, replacing the picture in one move."""
+    import matplotlib  # slow to import, so only when a picture is due
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.3), layout="constrained")
+    for name, style in (("train/loss", {"lw": 1, "alpha": 0.6}), ("val/loss", {"lw": 2, "marker": "o", "ms": 3})):
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=name, **style)  # type: ignore[arg-type]
+    axes.set(xlabel="step", ylabel="loss (nats per token)", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    partial = path.with_name("." + path.name)
+    figure.savefig(partial, format="png", dpi=120)
+    pyplot.close(figure)
+    partial.replace(path)

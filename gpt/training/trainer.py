@@ -1,0 +1,223 @@
+"""The training loop. One loop for every corpus and model; what differs is data and options.
+
+Legend: B sequences in a micro-batch, T context length.
+A step's gradient is the loss summed over all tokens of all its micro-batches, divided by their number. All state is
+in `TrainerState`, the model, the optimizers, the gradient scaler and the random generators; the data order and
+the learning rate are pure functions of it, so a restored run continues bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpt.config import RunConfig
+from gpt.options import UserError, to_dict
+from gpt.inference.decode import generate
+from gpt.inference.sampling import Sampling
+from gpt.model.hardware import Hardware, muon_dtype
+from gpt.model.huggingface import load_weights, save_model
+from gpt.model.transformer import Decoder
+from gpt.text.batches import IGNORE, train_batch
+from gpt.text.shards import Corpus
+from gpt.training.checkpoints import CheckpointFolder, TrainerState, read_state, read_tensors, write_trainer
+from gpt.training.evaluation import Evaluation, evaluate
+from gpt.training.interrupts import Interrupts
+from gpt.training.report import Reporter
+from gpt.training.optimizers import Optimizers, clip_gradients
+from gpt.training.process import random_states, restore_random_states
+from gpt.training.schedules import lr_scale
+
+
+class Diverged(Exception):
+    """The loss or the gradient is no longer a finite number. Checkpoints hold only what came before."""
+
+
+class Trainer:
+    """A model in training, in a run folder."""
+
+    def __init__(self, config: RunConfig, corpus: Corpus, hardware: Hardware, run_dir: Path) -> None:
+        torch.manual_seed(config.seed)
+        if config.train.deterministic:
+            torch.use_deterministic_algorithms(True)
+        self.config, self.corpus, self.hardware, self.run_dir = config, corpus, hardware, run_dir
+        self.model = Decoder(config.model, corpus.tokenizer.vocab_size).to(hardware.device)
+        self.forward = torch.compile(self.model) if hardware.compile else self.model
+        self.optimizers = Optimizers(self.model, config.optimizer, muon_dtype(hardware.device))
+        self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.precision == "fp16")
+        self.checkpoints = CheckpointFolder(run_dir)
+        self.state = TrainerState(identity=identity(config, corpus), config=to_dict(config))
+        self.finite = torch.ones((), dtype=torch.bool, device=hardware.device)
+
+    def fit(self, reporter: Reporter, interrupts: Interrupts) -> None:
+        """Train to the end, or until interrupted; either way the last step done is in a checkpoint.
+
+        Raises `Diverged` as soon as a number that is not finite is seen.
+        """
+        train = self.config.train
+        while not (self.done or interrupts.received):
+            loss, norm, scale = self.update()
+            if self.due(train.log_every):
+                self.check_finite()
+                reporter.log_training(self.state.step, loss.item(), norm.item(), scale)
+            evaluating, improved = self.due(train.eval_every), False
+            if evaluating:
+                evaluation, improved = self.evaluate()
+                reporter.log_evaluation(self.state.step, evaluation, self.sample())
+            saving = improved or self.done or bool(interrupts.received) or self.due(self.checkpoint_every)
+            if saving:
+                self.state.elapsed_seconds = reporter.elapsed_seconds
+                self.save()
+            reporter.end_step(self.state.step, restart_clock=evaluating or saving)
+
+    @property
+    def checkpoint_every(self) -> int:
+        return self.config.train.checkpoint_every or self.config.train.eval_every
+
+    @property
+    def done(self) -> bool:
+        return self.state.step >= self.config.train.max_steps or self.stopped_early
+
+    @property
+    def stopped_early(self) -> bool:
+        patience = self.config.train.early_stop_patience
+        return patience is not None and self.state.bad_evaluations >= patience
+
+    def due(self, every: int) -> bool:
+        return self.state.step % every == 0 or self.state.step >= self.config.train.max_steps
+
+    def update(self) -> tuple[Tensor, Tensor, float]:
+        """One optimizer update. Returns the mean loss (nats a token), the norm of the gradient before clipping, both
+        on the device, and the learning rate over its peak."""
+        train, device = self.config.train, self.hardware.device
+        micro_batches = [self.micro_batch(i) for i in range(train.grad_accum_steps)]
+        n_tokens = sum(int((targets != IGNORE).sum()) for _, targets in micro_batches)
+        loss = torch.zeros((), device=device)
+        for inputs, targets in micro_batches:
+            with self.hardware.autocast():
+                part = self.forward(to_device(inputs, device), to_device(targets, device)) / n_tokens
+            self.scaler.scale(part).backward()
+            loss += part.detach()
+        for optimizer, _ in self.optimizers.peaks:
+            self.scaler.unscale_(optimizer)
+        norm = clip_gradients(self.model, train.grad_clip)
+        scale = lr_scale(self.config.schedule, self.state.step, train.max_steps)
+        self.optimizers.step(scale, self.scaler)
+        self.scaler.update()
+        self.optimizers.zero_grad()
+        # Scaled fp16 gradients may overflow: the scaler has then skipped the update and lowers its scale.
+        self.finite &= loss.isfinite() & (norm.isfinite() | self.scaler.is_enabled())
+        if device.type == "cpu":  # elsewhere looking would wait for the device
+            self.check_finite(loss)
+        self.state.step += 1
+        self.state.sequences += train.batch_size * train.grad_accum_steps
+        return loss, norm, scale
+
+    def micro_batch(self, index: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets [B, T] of one micro-batch of the coming step, on the CPU."""
+        size = self.config.train.batch_size
+        first = self.state.sequences + index * size
+        length = self.config.model.context_length
+        inputs, targets = train_batch(self.corpus.train, length, self.config.seed, first, size)
+        return torch.from_numpy(inputs), torch.from_numpy(targets)
+
+    def check_finite(self, loss: Tensor | None = None) -> None:
+        if not self.finite.item():
+            seen = "" if loss is None else f" (loss {loss.item()})"
+            raise Diverged(f"step {self.state.step + 1}: the loss or its gradient is not finite{seen}")
+
+    def evaluate(self) -> tuple[Evaluation, bool]:
+        """Evaluate on the validation split; the result, and whether it is the best so far."""
+        train, state = self.config.train, self.state
+        size = train.eval_batch_size or train.batch_size
+        result = evaluate(self.model, self.corpus.val, self.corpus.tokenizer, self.hardware, size, train.eval_tokens)
+        if not math.isfinite(result.loss):
+            raise Diverged(f"step {state.step}: the validation loss is {result.loss}")
+        if state.best_loss is not None and result.loss >= state.best_loss:
+            state.bad_evaluations += 1
+            return result, False
+        state.best_loss, state.best_step, state.bad_evaluations = result.loss, state.step, 0
+        state.best_bits_per_byte = result.bits_per_byte
+        return result, True
+
+    def sample(self) -> str | None:
+        """Text that the model writes now, prompt included; None where `train.sample_tokens` is 0."""
+        train = self.config.train
+        if not train.sample_tokens:
+            return None
+        jobs = [(train.sample_prompt, self.state.step)]
+        *_, (sample,) = generate(
+            self.model, self.corpus.tokenizer, jobs, Sampling(temperature=0.8),
+            max_new_tokens=train.sample_tokens, seed=self.config.seed,
+        )  # fmt: skip
+        self.model.train()
+        return train.sample_prompt + sample.text
+
+    def save(self) -> None:
+        """Publish a checkpoint of this step. Raises `Diverged` rather than save what is not finite."""
+        self.check_finite()
+        self.checkpoints.publish(self.state.step, self.write)
+        best = self.state.best_step
+        self.checkpoints.point_best(self.state.step if best is None else best)
+        self.checkpoints.prune(self.config.train.keep_checkpoints, best)
+
+    def write(self, folder: Path) -> None:
+        save_model(self.model, folder, self.corpus.tokenizer.end_of_text)
+        self.corpus.tokenizer.save(folder)
+        self.state.scaler = self.scaler.state_dict()
+        states = random_states(self.hardware.device)
+        write_trainer(folder, self.state, self.optimizers.state_tensors(), states)
+
+    def restore(self) -> bool:
+        """Continue from the newest checkpoint of the run folder; whether there was one.
+
+        Raises UserError where it belongs to another model, tokenizer, corpus or seed, listing the differences.
+        """
+        folder = self.checkpoints.latest()
+        if folder is None:
+            return False
+        state = read_state(folder)
+        refuse_differences(state.identity, self.state.identity, self.run_dir)
+        load_weights(self.model, folder)
+        optimizer, random = read_tensors(folder)
+        self.optimizers.load_state_tensors(optimizer)
+        restore_random_states(random, self.hardware.device)
+        self.scaler.load_state_dict(state.scaler)
+        state.config = self.state.config
+        self.state = state
+        if state.best_step is not None:
+            self.checkpoints.point_best(state.best_step)  # a kill may have come between publishing and pointing
+        return True
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def identity(config: RunConfig, corpus: Corpus) -> dict[str, Any]:
+    """What must be the same for a run to be the same run; dropout and every other training option may change."""
+    model = {f"model.{name}": value for name, value in to_dict(config.model).items() if name != "dropout"}
+    return model | {
+        "tokenizer": f"{corpus.tokenizer.name} {corpus.tokenizer.fingerprint[:12]}",
+        "corpus": f"{len(corpus.train):,} tokens {corpus.fingerprint[:12]}",
+        "seed": config.seed,
+        "optimizer": config.optimizer.name,
+    }
+
+
+def refuse_differences(saved: dict[str, Any], wanted: dict[str, Any], run_dir: Path) -> None:
+    changed = [
+        f"  {name}: {saved.get(name)} there, {wanted.get(name)} now"
+        for name in sorted(saved.keys() | wanted.keys())
+        if saved.get(name) != wanted.get(name)
+    ]
+    if changed:
+        raise UserError(
+            f"run_dir={run_dir} holds another run; choose another run_dir, or give its options:\n" + "\n".join(changed)
+        )

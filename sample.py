@@ -1,0 +1,28 @@
+"""Sample text from a trained model: `python sample.py --help` lists every option."""
+
+import sys
+
+from gpt.cli import Command, main
+from gpt.config import SampleConfig
+
+COMMAND = Command(
+    kind=SampleConfig,
+    config="sample",
+    description="Write text with a model: the best checkpoint of a run, or any gpt2, llama or qwen3 folder.",
+    examples=(
+        "python sample.py checkpoint=runs/stdlib-mini prompt='def '",
+        "python sample.py checkpoint=runs/stdlib-mini num_samples=3 temperature=0.7 top_k=50 top_p=0.95 seed=42",
+        "python sample.py checkpoint=runs/stdlib-mini prompt_file=prompts.txt output=samples.jsonl",
+        "python sample.py checkpoint=runs/stdlib-mini interactive=true",
+    ),
+)
+
+
+def run(config: SampleConfig) -> int:
+    from gpt.inference.console import sample  # torch is slow to import, and `--help` does without
+
+    return sample(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main(COMMAND, run))

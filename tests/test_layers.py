@@ -1,0 +1,106 @@
+"""The arrows of the house, checked on the syntax trees of `gpt/`: a room imports only from rooms to its left.
+
+`gpt/config.py` knows nothing of the others, no torch and no Hydra; only the door (`gpt/cli.py` and its parts)
+knows Hydra, and it loads torch for nobody; `gpt/text` works without torch.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("options", "config", "text", "model", "inference", "training")
+DOOR = ("arguments", "help", "cli")  # the parts of the command line, in the order of their own arrows
+HYDRA = ("hydra", "omegaconf")
+
+
+def imports(source: str, module: str) -> list[str]:
+    """The dotted names that the source of `module` imports anywhere, functions included; relative ones resolved."""
+    names = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = module.split(".")[: -node.level]
+                base = ".".join([*package, *([base] if base else [])])
+            names += [f"{base}.{alias.name}" for alias in node.names]
+    return names
+
+
+def violations(module: str, source: str) -> list[str]:
+    """What in the source of `module`, a dotted name as `gpt.text.shards`, goes against the arrows."""
+    room = [*module.split("."), ""][1]
+    if room in DOOR:
+        allowed = {"options", "config", *DOOR[: DOOR.index(room)]}
+        forbidden = {"torch"} if room == "cli" else {"torch", *HYDRA}
+    elif room in ROOMS:
+        allowed = (
+            set(ROOMS[: ROOMS.index(room)]) if room in ("options", "config") else set(ROOMS[: ROOMS.index(room) + 1])
+        )
+        forbidden = {*HYDRA, *(("torch",) if room in ("options", "config", "text") else ())}
+    else:
+        return [] if room in ("", "__init__") else [f"{module} is in no room of the house"]
+    found = []
+    for name in imports(source, module):
+        top, _, rest = name.partition(".")
+        if top in forbidden or (top == "gpt" and rest.split(".")[0] not in allowed):
+            found.append(f"{module} imports {name}")
+    return found
+
+
+def modules() -> list[str]:
+    paths = (path.relative_to(ROOT).with_suffix("") for path in (ROOT / "gpt").rglob("*.py"))
+    return sorted(".".join(path.parts) for path in paths)
+
+
+@pytest.mark.parametrize("module", modules())
+def test_imports_follow_the_arrows(module: str) -> None:
+    source = ROOT.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
+    assert violations(module, source) == []
+
+
+def test_the_house_is_where_this_test_looks() -> None:
+    assert {"gpt.config", "gpt.cli"} <= set(modules())
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("gpt.config", "import torch"),
+        ("gpt.config", "import omegaconf.errors"),
+        ("gpt.config", "from gpt.text import shards"),
+        ("gpt.config", "from . import cli"),
+        ("gpt.text.shards", "import torch.utils.data"),
+        ("gpt.text.shards", "def late():\n    from torch import nn"),
+        ("gpt.text.shards", "from ..model import loss"),
+        ("gpt.text.shards", "from gpt import model"),
+        ("gpt.model.loss", "from gpt.training.trainer import fit"),
+        ("gpt.model.loss", "from hydra import compose"),
+        ("gpt.inference.decode", "import gpt.training.trainer"),
+        ("gpt.training.trainer", "from omegaconf import OmegaConf"),
+        ("gpt.training.trainer", "from gpt.cli import main"),
+        ("gpt.help", "import hydra"),
+        ("gpt.cli", "def late():\n    import torch"),
+        ("gpt.cli", "from gpt.model.loss import loss"),
+        ("gpt.utilities", "x = 1"),
+    ],
+)
+def test_a_violation_is_found(module: str, source: str) -> None:
+    assert len(violations(module, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("gpt.text.shards", "import numpy\nfrom gpt.config import DataConfig\nfrom . import documents"),
+        ("gpt.training.trainer", "import torch\nfrom ..inference import decode\nfrom gpt.config import RunConfig"),
+        ("gpt.cli", "def late():\n    from hydra import compose\nfrom gpt.config import RunConfig"),
+    ],
+)
+def test_a_lawful_import_is_not(module: str, source: str) -> None:
+    assert violations(module, source) == []
