@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gpt.config import ModelConfig
-from gpt.options import ConfigError, UserError
-from gpt.model.transformer import Decoder
+from gpt.options import ConfigError, UserError, from_dict
+from gpt.model.transformer import INIT_STD, Decoder
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 ARCHITECTURES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -89,47 +89,67 @@ def llama_block(config: ModelConfig, theirs: str, ours: str) -> Iterator[Entry]:
     yield Entry(f"{theirs}mlp.down_proj.weight", f"{ours}mlp.down.weight")
 
 
+# Our option → the key of the dialect's config.json.
+LLAMA_KEYS = {
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_kv_head": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "n_embd": "hidden_size",
+    "n_hidden": "intermediate_size",
+    "context_length": "max_position_embeddings",
+    "norm_eps": "rms_norm_eps",
+    "rope_theta": "rope_theta",
+    "tie_embeddings": "tie_word_embeddings",
+}
+GPT2_KEYS = {
+    "n_layer": "n_layer",
+    "n_head": "n_head",
+    "n_embd": "n_embd",
+    "n_hidden": "n_inner",
+    "context_length": "n_positions",
+    "norm_eps": "layer_norm_epsilon",
+    "tie_embeddings": "tie_word_embeddings",
+}
+KEYS = {"gpt2": GPT2_KEYS, "llama": LLAMA_KEYS, "qwen3": LLAMA_KEYS}
+# What transformers assumes where a key is absent; keys that are neither here nor in the file are refused.
+ABSENT: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_inner": None, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True},
+    "llama": {"num_key_value_heads": None, "head_dim": None, "rms_norm_eps": 1e-6, "rope_theta": 1e4}
+    | {"tie_word_embeddings": False},
+    "qwen3": {"head_dim": 128, "rms_norm_eps": 1e-6, "rope_theta": 1e4, "tie_word_embeddings": False},
+}
+
+
 def to_huggingface_config(config: ModelConfig, vocab_size: int, end_of_text: int) -> dict[str, Any]:
     """The keys of `config.json`."""
-    common = {
+    shape = {
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_kv_head": config.kv_heads,
+        "head_dim": config.head_width,
+        "n_embd": config.n_embd,
+        "n_hidden": config.hidden_width,
+        "context_length": config.context_length,
+        "norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "tie_embeddings": config.tie_embeddings,
+    }
+    keys = {
         "architectures": [ARCHITECTURES[config.dialect]],
         "model_type": config.dialect,
         "vocab_size": vocab_size,
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
-        "tie_word_embeddings": config.tie_embeddings,
-        "initializer_range": 0.02,
+        "initializer_range": INIT_STD,
         "dtype": "float32",
-    }
+    } | {theirs: shape[ours] for ours, theirs in KEYS[config.dialect].items()}
     if config.dialect == "gpt2":
-        return common | {
-            "n_layer": config.n_layer,
-            "n_head": config.n_head,
-            "n_embd": config.n_embd,
-            "n_positions": config.context_length,
-            "n_inner": config.hidden_width,
-            "activation_function": "gelu_new",
-            "layer_norm_epsilon": config.norm_eps,
-            "embd_pdrop": config.dropout,
-            "attn_pdrop": config.dropout,
-            "resid_pdrop": config.dropout,
-        }
-    keys = {
-        "num_hidden_layers": config.n_layer,
-        "num_attention_heads": config.n_head,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_width,
-        "hidden_size": config.n_embd,
-        "intermediate_size": config.hidden_width,
-        "max_position_embeddings": config.context_length,
-        "hidden_act": "silu",
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,  # transformers 4 reads this key, 5 the next
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "attention_bias": False,
-        "attention_dropout": 0.0,  # inference loads this file; ours also drops elsewhere, which no key expresses
-    }
-    return common | keys | ({"mlp_bias": False} if config.dialect == "llama" else {"use_sliding_window": False})
+        dropout = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), config.dropout)
+        return keys | dropout | {"activation_function": "gelu_new"}
+    keys |= {"hidden_act": "silu", "attention_bias": False, "attention_dropout": config.dropout}
+    keys["rope_parameters"] = {"rope_type": "default", "rope_theta": config.rope_theta}  # transformers 5; 4: rope_theta
+    return keys | ({"mlp_bias": False} if config.dialect == "llama" else {"use_sliding_window": False})
 
 
 # What a dialect's decoder computes here. A folder whose key says otherwise is another architecture.
@@ -170,42 +190,19 @@ def from_huggingface_config(keys: Mapping[str, Any], where: Path) -> tuple[Model
         refused.append(f"rope_parameters.rope_type={rope['rope_type']!r} (only 'default')")
     if refused:
         raise UserError(f"{where}: this architecture cannot be represented: " + "; ".join(refused))
+    keys = ABSENT[dialect] | keys | ({"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {})
+    missing = [name for name in (*KEYS[dialect].values(), "vocab_size") if name not in keys]
+    if missing:
+        raise UserError(f"{where}: missing {', '.join(missing)}")
+    if not isinstance(keys["vocab_size"], int) or keys["vocab_size"] < 1:
+        raise UserError(f"{where}: vocab_size={keys['vocab_size']!r} is not a positive whole number")
     try:
-        return model_config(dialect, keys, rope), int(keys["vocab_size"])
-    except KeyError as error:
-        raise UserError(f"{where}: the key {error} is missing") from None
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: {error}") from None
+        shape = {ours: keys[theirs] for ours, theirs in KEYS[dialect].items()}
+        return from_dict(ModelConfig, {"dialect": dialect} | shape), keys["vocab_size"]
     except ConfigError as error:
-        raise UserError(f"{where}: {error}") from None
-
-
-def model_config(dialect: str, keys: Mapping[str, Any], rope: Mapping[str, Any]) -> ModelConfig:
-    if dialect == "gpt2":
-        return ModelConfig(
-            dialect=dialect,
-            n_layer=keys["n_layer"],
-            n_head=keys["n_head"],
-            n_embd=keys["n_embd"],
-            n_hidden=keys.get("n_inner") or 4 * keys["n_embd"],
-            context_length=keys.get("n_positions") or keys["n_ctx"],
-            norm_eps=keys.get("layer_norm_epsilon", 1e-5),
-            tie_embeddings=keys.get("tie_word_embeddings", True),
-        )
-    heads = keys["num_attention_heads"]
-    return ModelConfig(
-        dialect=dialect,
-        n_layer=keys["num_hidden_layers"],
-        n_head=heads,
-        n_kv_head=keys.get("num_key_value_heads") or heads,
-        n_embd=keys["hidden_size"],
-        head_dim=keys.get("head_dim") or (128 if dialect == "qwen3" else keys["hidden_size"] // heads),
-        n_hidden=keys["intermediate_size"],
-        context_length=keys["max_position_embeddings"],
-        norm_eps=keys.get("rms_norm_eps", 1e-6),
-        rope_theta=float(rope.get("rope_theta", keys.get("rope_theta", 10000.0))),
-        tie_embeddings=keys.get("tie_word_embeddings", False),
-    )
+        theirs = KEYS[dialect]
+        listed = (replace(mistake, option=theirs.get(mistake.option, mistake.option)) for mistake in error.mistakes)
+        raise UserError(f"{where}: " + "; ".join(map(str, listed))) from None
 
 
 def save_model(model: Decoder, folder: Path, end_of_text: int) -> None:

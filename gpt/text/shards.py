@@ -150,15 +150,14 @@ def _key(data: DataConfig, tokenizer: TokenizerConfig, source: Source, val_sourc
     return hashlib.blake2b(json.dumps(everything).encode("utf-8"), digest_size=6).hexdigest()
 
 
-def _lock(file: Path, report: Report) -> filelock.BaseFileLock:
-    """A lock, held, that ends with the process, however it ends."""
+def _lock(file: Path, report: Report) -> filelock.AcquireReturnProxy:
+    """A lock, held, to release with `with`. It ends with the process too, however that ends."""
     lock = filelock.FileLock(file)
     try:
-        lock.acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except filelock.Timeout:
         report("Another process is preparing this corpus; waiting for it …")
-        lock.acquire()
-    return lock
+        return lock.acquire()
 
 
 def _make(

@@ -42,7 +42,7 @@ class Tokenizer:
     """Text to ids and back.
 
     `name` is byte, char, bpe, gpt2 or huggingface; ids are 0 … `vocab_size` - 1, special tokens included;
-    `end_of_text` is the id that separates documents; `fingerprint` is the hex digest of the canonical tokenizer.json.
+    `end_of_text` is the id that separates documents; `dtype` is the narrowest type that holds every id.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, end_of_text: str, config: dict[str, Any] | None = None):
@@ -62,9 +62,13 @@ class Tokenizer:
             {token["id"] for token in self._spec["added_tokens"] if token["special"]} | {self.end_of_text}
         )
         self.dtype = np.dtype("<u2") if self.vocab_size <= 2**16 else np.dtype("<u4")
-        canonical = json.dumps(self._spec, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-        self.fingerprint = hashlib.blake2b(canonical.encode("utf-8"), digest_size=16).hexdigest()
         self.name = _kind(self._spec, self.vocab_size)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex digest of the canonical tokenizer.json."""
+        canonical = json.dumps(self._spec, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return hashlib.blake2b(canonical.encode("utf-8"), digest_size=16).hexdigest()
 
     @cached_property
     def _fast(self) -> Encoder | None:

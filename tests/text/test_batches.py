@@ -1,0 +1,76 @@
+"""The order of training data and the windows of evaluation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gpt.text.batches import IGNORE, permute, train_batch, val_batches, window_starts, windows_per_epoch
+
+
+class Stream:
+    """Tokens that say their own position."""
+
+    def __init__(self, n: int):
+        self.n = n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        assert start >= 0
+        assert start + length <= self.n
+        return np.arange(start, start + length)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 64, 1000, 4097])
+def test_permute_visits_everything_once(size: int) -> None:
+    orders = [permute(np.arange(size, dtype=np.uint64), size, np.uint64(key)) for key in (1, 2)]
+    for order in orders:
+        assert sorted(order.tolist()) == list(range(size))
+    if size > 60:
+        assert not np.array_equal(*orders)
+        assert abs(np.corrcoef(np.arange(size), orders[0].astype(float))[0, 1]) < 0.3
+
+
+@pytest.mark.parametrize(("n_tokens", "context"), [(1000, 7), (8, 7), (9, 7), (14, 7), (15, 7), (2, 1)])
+def test_an_epoch_reads_each_window_once(n_tokens: int, context: int) -> None:
+    windows = windows_per_epoch(n_tokens, context)
+    assert windows >= 1
+    offsets = set()
+    for epoch in range(20):
+        sequences = np.arange(epoch * windows, (epoch + 1) * windows, dtype=np.uint64)
+        starts = sorted(window_starts(sequences, n_tokens, context, seed=3).tolist())
+        assert np.diff(starts).tolist() == [context] * (windows - 1)
+        assert starts[0] >= 0
+        assert starts[-1] + context + 1 <= n_tokens
+        offsets.add(starts[0])
+    assert len(offsets) > 1 or n_tokens <= context + 1
+
+
+def test_targets_are_the_next_tokens() -> None:
+    inputs, targets = train_batch(Stream(500), 16, seed=0, first_sequence=3, count=5)
+    assert inputs.shape == targets.shape == (5, 16)
+    assert inputs.dtype == np.int64
+    assert np.array_equal(targets, inputs + 1)
+
+
+def test_the_order_does_not_depend_on_how_a_batch_is_split() -> None:
+    whole = train_batch(Stream(500), 16, seed=9, first_sequence=40, count=12)[0]
+    parts = [train_batch(Stream(500), 16, seed=9, first_sequence=40 + i, count=4)[0] for i in (0, 4, 8)]
+    assert np.array_equal(whole, np.concatenate(parts))
+    assert not np.array_equal(whole, train_batch(Stream(500), 16, seed=10, first_sequence=40, count=12)[0])
+
+
+@pytest.mark.parametrize("max_tokens", [None, 1, 16, 50, 10_000])
+@pytest.mark.parametrize("n_tokens", [2, 17, 18, 100])
+def test_evaluation_counts_every_token_once(n_tokens: int, max_tokens: int | None) -> None:
+    expected = list(range(1, n_tokens))[:max_tokens]
+    for batch_size in (1, 3, 100):
+        seen = []
+        for inputs, targets in val_batches(Stream(n_tokens), 16, batch_size, max_tokens):
+            assert inputs.shape == targets.shape
+            counted = targets != IGNORE
+            assert np.array_equal(targets[counted], inputs[counted] + 1)
+            seen += targets[counted].tolist()
+        assert seen == expected

@@ -1,0 +1,122 @@
+"""The optimizers against torch's own, and against the formulas of decay and L1."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from gpt.config import ModelConfig, OptimizerConfig
+from gpt.model.transformer import Decoder
+from gpt.training.optimizers import BatchedMuon, Optimizers, clip_gradients, orthogonalise
+
+NO_SCALING = torch.amp.GradScaler("cpu", enabled=False)
+
+
+def small_model(seed: int = 0) -> Decoder:
+    torch.manual_seed(seed)
+    model = Decoder(ModelConfig(n_layer=2, n_head=2, n_embd=32, context_length=8), 64)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    return model
+
+
+def give_gradients(model: Decoder, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def test_batched_muon_is_torchs_muon() -> None:
+    shapes = [(8, 24), (24, 8), (8, 24), (16, 16), (3, 50)]
+    torch.manual_seed(0)
+    mine = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    theirs = [parameter.detach().clone().requires_grad_() for parameter in mine]
+    options = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.95}
+    optimizers = BatchedMuon(mine, torch.bfloat16, **options), torch.optim.Muon(theirs, **options)
+    for _ in range(5):
+        for a, b in zip(mine, theirs, strict=True):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for a, b in zip(mine, theirs, strict=True):
+        moved = 5 * 0.02 * math.sqrt(max(1, a.shape[0] / a.shape[1]) / min(a.shape))  # bf16 rounds the updates
+        torch.testing.assert_close(a, b, atol=0.05 * moved, rtol=0)
+
+
+def test_orthogonalise_brings_singular_values_near_one() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 20, 50)
+    values = torch.linalg.svdvals(orthogonalise(x, (3.4445, -4.7750, 2.0315), 5, 1e-7))
+    assert values.min() > 0.6
+    assert values.max() < 1.3
+
+
+def test_adamw_is_torchs_adamw_with_decay_on_matrices_only() -> None:
+    model, reference = small_model(), small_model()
+    config = OptimizerConfig(lr=0.01, weight_decay=0.3, beta1=0.8, beta2=0.9)
+    optimizers = Optimizers(model, config, torch.float32)
+    groups = [
+        {"params": [p for p in reference.parameters() if p.dim() == d], "weight_decay": 0.3 * (d == 2)} for d in (1, 2)
+    ]
+    theirs = torch.optim.AdamW(groups, lr=0.005, betas=(0.8, 0.9), eps=1e-8)
+    for step in range(3):
+        give_gradients(model, step)
+        give_gradients(reference, step)
+        optimizers.step(0.5, NO_SCALING)
+        theirs.step()
+    for mine, expected in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(mine, expected)
+
+
+def test_muon_moves_the_matrices_of_blocks_and_adamw_the_rest() -> None:
+    model = small_model()
+    optimizers = Optimizers(model, OptimizerConfig(name="muon"), torch.float32)
+    give_gradients(model, 0)
+    optimizers.step(1.0, NO_SCALING)
+    for path in optimizers.state_tensors():
+        name, key = path.split("/")
+        in_muon = name.startswith("blocks.") and model.get_parameter(name).dim() == 2
+        assert (key == "momentum_buffer") == in_muon
+    assert {path.split("/")[0] for path in optimizers.state_tensors()} == dict(model.named_parameters()).keys()
+
+
+def test_l1_is_a_soft_threshold_on_matrices() -> None:
+    plain, sparse = small_model(), small_model()
+    for model, l1 in ((plain, 0.0), (sparse, 2.0)):
+        give_gradients(model, 0)
+        Optimizers(model, OptimizerConfig(lr=0.01, l1=l1), torch.float32).step(0.5, NO_SCALING)
+    for before, after in zip(plain.parameters(), sparse.parameters(), strict=True):
+        shrunk = before.sign() * (before.abs() - 0.01).clamp(min=0)  # lr 0.01 * scale 0.5 * l1 2
+        torch.testing.assert_close(after, shrunk if before.dim() == 2 else before)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_restored_state_gives_the_same_next_step(name: str) -> None:
+    model, again = small_model(), small_model()
+    optimizers = Optimizers(model, OptimizerConfig(name=name), torch.float32)
+    for step in range(3):
+        give_gradients(model, step)
+        optimizers.step(1.0, NO_SCALING)
+    again.load_state_dict(model.state_dict())
+    restored = Optimizers(again, OptimizerConfig(name=name), torch.float32)
+    restored.load_state_tensors({path: tensor.clone() for path, tensor in optimizers.state_tensors().items()})
+    for either, owner in ((model, optimizers), (again, restored)):
+        give_gradients(either, 9)
+        owner.step(0.7, NO_SCALING)
+    for mine, expected in zip(again.parameters(), model.parameters(), strict=True):
+        assert torch.equal(mine, expected)
+
+
+def test_clipping_scales_to_the_limit_and_reports_the_norm_before() -> None:
+    model = small_model()
+    give_gradients(model, 0)
+    before = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    norm = math.sqrt(sum(float(g.double().square().sum()) for g in before))
+    assert clip_gradients(model, 0).item() == pytest.approx(norm, rel=1e-5)
+    assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), before, strict=True))
+    assert clip_gradients(model, 1.5).item() == pytest.approx(norm, rel=1e-5)
+    assert clip_gradients(model, 0).item() == pytest.approx(1.5, rel=1e-4)
