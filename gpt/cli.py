@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt.arguments import CONFIGS, Arguments, Command, check_choices, leaves, parse
-from gpt.options import C, ConfigError, Mistake, UserError, defaults, look_up, read_dict, written
 from gpt.help import help_text
+from gpt.options import C, ConfigError, Mistake, UserError, defaults, look_up, read_dict, written
 
 __all__ = ["Command", "load_config", "main"]
 

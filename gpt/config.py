@@ -25,15 +25,15 @@ class ModelConfig(Options):
         "SwiGLU), qwen3 (llama with RMSNorm on queries and keys)",
         choices=DIALECTS,
     )
-    n_layer: int = option(6, "transformer blocks", low=1)
+    n_layer: int = option(4, "transformer blocks", low=1)
     n_head: int = option(4, "query heads in each block", low=1)
     n_kv_head: int | None = option(None, "key and value heads in each block; null: as many as n_head", low=1)
-    n_embd: int = option(256, "width of the residual stream", unit="features", low=1)
+    n_embd: int = option(192, "width of the residual stream", unit="features", low=1)
     head_dim: int | None = option(None, "width of one head; null: n_embd / n_head", unit="features", low=1)
     n_hidden: int | None = option(
         None, "width inside the MLP; null: 4 n_embd (gpt2), or 8/3 n_embd rounded up to a multiple of 32", low=1
     )
-    context_length: int = option(256, "tokens the model sees at once", unit="tokens", low=1)
+    context_length: int = option(128, "tokens the model sees at once", unit="tokens", low=1)
     dropout: float = option(0.0, "probability of zeroing an activation while training", low=0, below=1)
     tie_embeddings: bool = option(True, "share one matrix between the token embedding and the output head")
     positions: str = option(
@@ -190,9 +190,9 @@ class OptimizerConfig(Options):
     name: str = option(
         "adamw", "adamw, or muon for the matrices inside the blocks and adamw for the rest", choices=("adamw", "muon")
     )
-    lr: float = option(1e-3, "peak learning rate of adamw", above=0)
+    lr: float = option(0.015, "peak learning rate of adamw", above=0)
     matrix_lr: float = option(
-        0.02, "muon: peak learning rate of the matrices (update scaled by sqrt(max(1, rows/columns)))", above=0
+        0.03, "muon: peak learning rate of the matrices (update scaled by sqrt(max(1, rows/columns)))", above=0
     )
     weight_decay: float = option(0.1, "decoupled L2 on matrices and embeddings, times the learning rate", low=0)
     l1: float = option(0.0, "decoupled L1 on the same weights, times the learning rate (soft threshold)", low=0)
@@ -222,13 +222,13 @@ class ScheduleConfig(Options):
 class TrainConfig(Options):
     """The training loop."""
 
-    max_steps: int = option(600, "optimizer updates in the whole run", unit="steps", low=1)
-    batch_size: int = option(16, "sequences in one micro-batch on one device", unit="sequences", low=1)
+    max_steps: int = option(700, "optimizer updates in the whole run", unit="steps", low=1)
+    batch_size: int = option(8, "sequences in one micro-batch on one device", unit="sequences", low=1)
     grad_accum_steps: int = option(1, "micro-batches in one update", low=1)
     grad_clip: float = option(1.0, "largest norm of the gradient; 0: no clipping", low=0)
-    eval_every: int = option(100, "updates between evaluations; the last step is always evaluated", unit="steps", low=1)
+    eval_every: int = option(175, "updates between evaluations; the last step is always evaluated", unit="steps", low=1)
     eval_tokens: int | None = option(
-        None, "evaluate on the first so many tokens of the validation split; null: all", unit="tokens", low=1
+        65536, "evaluate on the first so many tokens of the validation split; null: all", unit="tokens", low=1
     )
     eval_batch_size: int | None = option(None, "sequences at once in evaluation; null: batch_size", low=1)
     checkpoint_every: int | None = option(

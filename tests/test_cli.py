@@ -17,8 +17,8 @@ import pytest
 from gpt.arguments import choices_of, leaves
 from gpt.cli import Command, load_config, main, plan_runs
 from gpt.config import RunConfig, SampleConfig
-from gpt.options import ConfigError, UserError, look_up
 from gpt.help import default_values, help_text
+from gpt.options import ConfigError, UserError, look_up
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = Command(RunConfig, "train", "Train.", ("python train.py",))

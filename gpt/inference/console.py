@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gpt.config import SampleConfig
-from gpt.options import UserError
 from gpt.inference.decode import Sample, generate
 from gpt.inference.sampling import Sampling
 from gpt.model.hardware import choose_hardware
 from gpt.model.huggingface import find_model, load_model
 from gpt.model.transformer import Decoder
+from gpt.options import UserError
 from gpt.text.tokenizers import Tokenizer
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from gpt.options import UserError
 from gpt.model.attention import choose_kernel
+from gpt.options import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Dense bf16 (fp16 before Ampere) peaks in FLOP/s, from NVIDIA's data sheets; the first name that fits counts.

@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gpt.config import ModelConfig
-from gpt.options import ConfigError, UserError, from_dict
 from gpt.model.transformer import INIT_STD, Decoder
+from gpt.options import ConfigError, UserError, from_dict
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 ARCHITECTURES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -190,7 +190,7 @@ def from_huggingface_config(keys: Mapping[str, Any], where: Path) -> tuple[Model
         refused.append(f"rope_parameters.rope_type={rope['rope_type']!r} (only 'default')")
     if refused:
         raise UserError(f"{where}: this architecture cannot be represented: " + "; ".join(refused))
-    keys = ABSENT[dialect] | keys | ({"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {})
+    keys = ABSENT[dialect] | dict(keys) | ({"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {})
     missing = [name for name in (*KEYS[dialect].values(), "vocab_size") if name not in keys]
     if missing:
         raise UserError(f"{where}: missing {', '.join(missing)}")
@@ -221,7 +221,7 @@ def saved_tensors(model: Decoder) -> dict[str, Tensor]:
     """The model's parameters by our names, a sinusoidal table standing in for learned positions."""
     parameters: dict[str, Tensor] = dict(model.named_parameters())
     if model.config.position_kind == "sinusoidal":
-        parameters["positions.weight"] = model.sinusoids  # type: ignore[assignment]
+        parameters["positions.weight"] = model.sinusoids
     return parameters
 
 

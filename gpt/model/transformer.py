@@ -28,6 +28,10 @@ INIT_STD = 0.02
 class Decoder(nn.Module):
     """A decoder-only transformer. `forward` gives logits, or with `targets` the summed loss."""
 
+    sinusoids: Tensor  # [T, C], of sinusoidal positions
+    rotary: Tensor  # [2, T, D / 2], of rotary positions
+    forbidden: Tensor  # [P], minus infinity at the padding of the vocabulary
+
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
         self.config, self.vocab_size = config, vocab_size

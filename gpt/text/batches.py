@@ -58,7 +58,7 @@ def window_starts(sequences: NDArray[np.uint64], n_tokens: int, context_length: 
     return starts
 
 
-def permute(index: NDArray[np.uint64], size: int, key: np.uint64) -> NDArray[np.uint64]:
+def permute(index: NDArray[np.uint64], size: int, key: NDArray[np.uint64] | np.uint64) -> NDArray[np.uint64]:
     """A pseudo-random permutation of 0 … size - 1, evaluated at `index` without building it."""
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     low = (np.uint64(1) << half) - np.uint64(1)

@@ -10,6 +10,7 @@ folder with a step's name is always complete. Nothing in it is a pickle.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -69,7 +71,10 @@ class CheckpointFolder:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
-            write(partial)
+            try:
+                write(partial)
+            except SafetensorError as error:  # how safetensors reports a full disk
+                raise OSError(errno.EIO, f"the checkpoint cannot be written ({error})", str(partial)) from None
             flush(partial)
             if self.at(step).exists():  # only where a resumed run comes to the same step again
                 shutil.rmtree(self.at(step))

@@ -20,7 +20,6 @@ from gpt.text.batches import IGNORE, val_batches
 from gpt.text.shards import TokenStream
 from gpt.text.tokenizers import Tokenizer
 
-
 LARGEST_COMPRESSED = 32 * 2**20  # bytes; xz takes about a second for each MB
 
 

@@ -1,7 +1,8 @@
-"""What a run reports: console, metrics.jsonl, loss.png and Weights & Biases.
+"""The sinks of metrics: JSON lines, the console, loss.png and Weights & Biases.
 
-A sink that is switched off does nothing (as torchtitan's metrics), so whoever logs never asks. Names: `train/loss` and `val/loss` are nats a token, `val/bits_per_byte` bits a UTF-8 byte,
-`train/tokens_per_second` counts training alone, `train/mfu` is a share of the hardware's peak in 0 … 1.
+A sink that is switched off does nothing (as torchtitan's metrics), so whoever logs never asks. `train/loss` and
+`val/loss` are nats a token, `val/bits_per_byte` bits a UTF-8 byte, `train/tokens_per_second` counts training alone,
+`train/mfu` is a share of the hardware's peak in 0 … 1.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ def draw_losses(lines: list[dict[str, Any]], path: Path, title: str) -> None:
     for name, style in (("train/loss", {"lw": 1, "alpha": 0.6}), ("val/loss", {"lw": 2, "marker": "o", "ms": 3})):
         points = [(line["step"], line[name]) for line in lines if name in line]
         if points:
-            axes.plot(*zip(*points, strict=True), label=name, **style)  # type: ignore[arg-type]
+            axes.plot(*zip(*points, strict=True), label=name, **style)
     axes.set(xlabel="step", ylabel="loss (nats per token)", title=title)
     axes.grid(alpha=0.3)
     axes.legend()

@@ -78,7 +78,7 @@ class Optimizers:
 
     def __init__(self, model: Decoder, config: OptimizerConfig, muon_dtype: torch.dtype) -> None:
         self.config = config
-        self.names = {param: name for name, param in model.named_parameters()}
+        self.names: dict[Tensor, str] = {param: name for name, param in model.named_parameters()}
         in_blocks = set(model.blocks.parameters())
         matrices = [p for p in self.names if config.name == "muon" and p.dim() == 2 and p in in_blocks]
         others = [p for p in self.names if p not in set(matrices)]

@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from gpt.config import RunConfig
 from gpt.model.hardware import Hardware, peak_flops
@@ -124,7 +123,7 @@ def print_start(config: RunConfig, run_dir: Path, corpus: Corpus, model: Decoder
     rows = {
         "run": str(run_dir),
         "corpus": f"{corpus.source}: {len(corpus.train):,} tokens to train on, {len(corpus.val):,} held out",
-        "tokenizer": f"{corpus.tokenizer.name}, {corpus.tokenizer.vocab_size:,} tokens, {bytes_per_token:.2f} bytes each",
+        "tokenizer": f"{corpus.tokenizer.name}, {corpus.tokenizer.vocab_size:,} tokens of {bytes_per_token:.2f} bytes",
         "model": f"{config.model.dialect}, {parameters:,} parameters, context {config.model.context_length}",
         "training": f"{config.train.max_steps:,} steps of {tokens_per_step(config):,} tokens = {n_tokens:,} tokens: "
         f"{n_tokens / parameters:.1f} for each parameter, {epochs:.2f} epochs",
@@ -132,10 +131,9 @@ def print_start(config: RunConfig, run_dir: Path, corpus: Corpus, model: Decoder
         "memory": f"{training_state_bytes(model, config) / 2**20:,.0f} MiB of weights, gradients and optimizer state, "
         "plus activations",
     }
-    table = Table(show_header=False, box=None, pad_edge=False)
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     for name, value in rows.items():
-        table.add_row(name, value)
-    Console(stderr=True, highlight=False, markup=False).print(table)
+        console.print(f"{name:<10} {value}")
 
 
 def training_state_bytes(model: Decoder, config: RunConfig) -> int:

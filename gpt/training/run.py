@@ -8,8 +8,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from gpt.config import RunConfig
-from gpt.options import UserError, to_yaml
 from gpt.model.hardware import choose_hardware
+from gpt.options import UserError, to_yaml
 from gpt.text.shards import Corpus, prepare
 from gpt.training.interrupts import Interrupts
 from gpt.training.report import Reporter, print_start, print_summary
@@ -23,7 +23,7 @@ def train(config: RunConfig) -> int:
     """
     run_dir = Path(config.run_dir)
     hardware = choose_hardware(config.train.device, config.train.precision, config.model.n_embd, config.train.compile)
-    refuse_resume(config, run_dir)
+    check_run_dir(config, run_dir)
     corpus = prepare(config.data, config.tokenizer, say)
     check_lengths(config, corpus)
     if config.train.sample_prompt:
@@ -83,7 +83,9 @@ def advice(trainer: Trainer) -> str:
     return kept + "Try a lower optimizer.lr, or a positive train.grad_clip."
 
 
-def refuse_resume(config: RunConfig, run_dir: Path) -> None:
+def check_run_dir(config: RunConfig, run_dir: Path) -> None:
+    if run_dir.exists() and not run_dir.is_dir():
+        raise UserError(f"run_dir={run_dir} is a file; choose another run_dir")
     if config.resume == "never" and (run_dir / "checkpoints").is_dir() and any((run_dir / "checkpoints").iterdir()):
         raise UserError(f"resume=never: run_dir={run_dir} holds checkpoints already; choose another run_dir")
 

@@ -16,20 +16,20 @@ import torch
 from torch import Tensor
 
 from gpt.config import RunConfig
-from gpt.options import UserError, to_dict
 from gpt.inference.decode import generate
 from gpt.inference.sampling import Sampling
 from gpt.model.hardware import Hardware, muon_dtype
 from gpt.model.huggingface import load_weights, save_model
 from gpt.model.transformer import Decoder
+from gpt.options import UserError, to_dict
 from gpt.text.batches import IGNORE, train_batch
 from gpt.text.shards import Corpus
 from gpt.training.checkpoints import CheckpointFolder, TrainerState, read_state, read_tensors, write_trainer
 from gpt.training.evaluation import Evaluation, evaluate
 from gpt.training.interrupts import Interrupts
-from gpt.training.report import Reporter
 from gpt.training.optimizers import Optimizers, clip_gradients
 from gpt.training.process import random_states, restore_random_states
+from gpt.training.report import Reporter
 from gpt.training.schedules import lr_scale
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -32,7 +33,7 @@ def test_linear_ends_at_the_final_ratio() -> None:
     schedule = ScheduleConfig(name="linear", warmup_steps=0, final_lr_ratio=0.25)
     scales = [lr_scale(schedule, step, 1000) for step in range(1000)]
     assert scales[-1] == pytest.approx(0.25, abs=1e-3)
-    steps = [b - a for a, b in zip(scales, scales[1:], strict=False)]
+    steps = [b - a for a, b in pairwise(scales)]
     assert max(steps) == pytest.approx(min(steps))
 
 
@@ -40,7 +41,7 @@ def test_wsd_is_stable_then_decays() -> None:
     schedule = ScheduleConfig(name="wsd", warmup_steps=5, decay_fraction=0.2)
     scales = [lr_scale(schedule, step, 100) for step in range(100)]
     assert scales[5:80] == [1.0] * 75
-    assert all(b < a for a, b in zip(scales[79:], scales[80:], strict=False))
+    assert all(b < a for a, b in pairwise(scales[79:]))
 
 
 def test_warm_up_by_default_is_a_tenth_and_at_most_fifty_steps() -> None:
