@@ -188,7 +188,9 @@ class OptimizerConfig(Options):
     """How gradients become updates."""
 
     name: str = option(
-        "adamw", "adamw, or muon for the matrices inside the blocks and adamw for the rest", choices=("adamw", "muon")
+        "muon",
+        "muon for the matrices inside the blocks and adamw for the rest, or adamw for all",
+        choices=("adamw", "muon"),
     )
     lr: float = option(0.015, "peak learning rate of adamw", above=0)
     matrix_lr: float = option(
@@ -214,7 +216,7 @@ class ScheduleConfig(Options):
     warmup_steps: int | None = option(
         None, "steps of linear warm-up; null: a tenth of max_steps, at most 50", unit="steps", low=0
     )
-    final_lr_ratio: float = option(0.0, "learning rate at the last step over its peak", low=0, high=1)
+    final_lr_ratio: float = option(0.0, "learning rate that the schedule falls towards, over its peak", low=0, high=1)
     decay_fraction: float = option(0.3, "wsd: share of all steps that the decay takes", low=0, high=1)
 
 

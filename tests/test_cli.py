@@ -59,7 +59,7 @@ def test_no_arguments_give_the_defaults(empty_folder: Path) -> None:
         ("model=gpt2-medium", {"model.n_layer": 24, "run_dir": "runs/stdlib-gpt2-medium"}),
         ("data=shakespeare", {"data.name": "shakespeare", "run_dir": "runs/shakespeare-mini"}),
         ("tokenizer=char", {"tokenizer.name": "char"}),
-        ("optimizer=muon", {"optimizer.name": "muon", "optimizer.lr": 1e-3}),
+        ("optimizer=adamw", {"optimizer.name": "adamw", "optimizer.lr": 3e-3}),
         ("schedule=wsd", {"schedule.name": "wsd"}),
         ("model.n_layer=8", {"model.n_layer": 8}),
         ("model.n_kv_head=2", {"model.n_kv_head": 2}),
@@ -98,7 +98,7 @@ def test_the_same_argument_twice_is_no_mistake() -> None:
 def test_an_experiment_yields_to_the_command_line() -> None:
     plain = train("experiment=shakespeare_char_cpu")
     assert (plain.data.name, plain.tokenizer.name, plain.run_dir) == ("shakespeare", "char", "runs/shakespeare-mini")
-    assert (plain.model.n_layer, plain.model.n_embd, plain.train.max_steps) == (4, 128, 2000)
+    assert (plain.model.n_layer, plain.model.n_embd, plain.train.max_steps) == (4, 128, 400)
     own = train(
         "data=text", "data.files=[x]", "experiment=shakespeare_char_cpu", "tokenizer=byte", "train.max_steps=60"
     )
@@ -327,7 +327,7 @@ def test_help_lists_every_option_and_choice() -> None:
     text = help_text(TRAIN, "train.py", 100)
     for group in TRAIN.groups():
         assert all(choice in text for choice in choices_of(group))
-    for words in ("optimizer.lr=0.001", "run_dir=", "data=stdlib", "at least 1", "sequences", "--multirun", "train.py"):
+    for words in ("optimizer.lr=0.015", "run_dir=", "data=stdlib", "at least 1", "sequences", "--multirun", "train.py"):
         assert words in text
     assert "--multirun" not in help_text(SAMPLE, "sample.py", 100)
 

@@ -117,11 +117,13 @@ def test_an_interrupted_run_saves_and_continues(number: int, status: int, book: 
 def test_kill_9_at_five_moments_gives_the_same_weights(book: Path, tmp_path: Path) -> None:
     assert run("train.py", *options(book, "straight"), cwd=tmp_path).returncode == 0
     chance = random.Random(1)
-    for _ in range(5):
+    for step in (2, 9, 15, 20, 27):  # checkpoints are at 7, 10, 14, 20, 21, 28 and 30
         process = start(book, "killed", tmp_path)
-        time.sleep(chance.uniform(2, 6))
+        wait_for_step(process, step)
+        time.sleep(chance.uniform(0, 0.05))
         process.kill()
         process.communicate()
+        assert process.returncode == -signal.SIGKILL
     done = run("train.py", *options(book, "killed"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert weights(tmp_path / "killed") == weights(tmp_path / "straight")

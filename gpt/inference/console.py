@@ -13,7 +13,7 @@ from pathlib import Path
 from gpt.config import SampleConfig
 from gpt.inference.decode import Sample, generate
 from gpt.inference.sampling import Sampling
-from gpt.model.hardware import choose_hardware
+from gpt.model.hardware import choose_device, choose_hardware
 from gpt.model.huggingface import find_model, load_model
 from gpt.model.transformer import Decoder
 from gpt.options import UserError
@@ -34,13 +34,14 @@ class Sampler:
                 f"the model only {self.model.vocab_size}; they do not belong together"
             )
         # The CPU's default stays fp32, so that cached decoding equals the uncached model to the last digits.
-        precision = "fp32" if config.precision == "auto" and not config.device.startswith("cuda") else config.precision
+        automatic = "auto" if choose_device(config.device).type == "cuda" else "fp32"
+        precision = automatic if config.precision == "auto" else config.precision
         hardware = choose_hardware(config.device, precision, self.model.config.n_embd)
         self.model.to(hardware.device, hardware.dtype).eval()
         self.sampling = Sampling(
             config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty
         )
-        say(f"{folder}: {self.model.parameter_count():,} parameters, {hardware.describe()}")
+        say(f"{folder}: {self.model.parameter_count():,} parameters, {hardware.describe(cached=True)}")
 
     def steps(self, jobs: list[tuple[str, int]]) -> Iterator[list[Sample]]:
         """Decode (prompt, sample number) pairs as one batch, yielding after each step."""
@@ -73,14 +74,14 @@ def sample(config: SampleConfig) -> int:
     """Run `sample.py`. Returns the exit status. Raises UserError."""
     prompts = read_prompts(config)
     if config.output:
-        check_writable(Path(config.output))
+        check_writable(Path(config.output).expanduser())
     sampler = Sampler(config)
     for prompt in prompts:
         sampler.tokenizer.encode(prompt)  # refuse what cannot be encoded before anything is written
     if config.interactive:
         converse(sampler)
     elif config.output:
-        write_samples(sampler, prompts, Path(config.output))
+        write_samples(sampler, prompts, Path(config.output).expanduser())
     elif config.stream and len(prompts) == config.num_samples == 1:
         sampler.stream(prompts[0])
     else:
@@ -95,9 +96,9 @@ def read_prompts(config: SampleConfig) -> list[str]:
     """The prompts asked for: `prompt`, or the lines of `prompt_file`, which may be JSON objects with a `prompt`."""
     if not config.prompt_file:
         return [config.prompt]
-    path = Path(config.prompt_file)
+    path = Path(config.prompt_file).expanduser()
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"prompt_file={path} cannot be read: {error}") from None
     prompts = [read_prompt(line, f"prompt_file={path}, line {n}", path) for n, line in enumerate(lines, 1) if line]
@@ -119,9 +120,11 @@ def read_prompt(line: str, where: str, path: Path) -> str:
 
 
 def check_writable(path: Path) -> None:
+    existed = path.exists()
     try:
-        with path.open("a", encoding="utf-8"):
-            pass
+        path.open("a", encoding="utf-8").close()
+        if not existed:
+            path.unlink()
     except OSError as error:
         raise UserError(f"output={path} cannot be written: {error.strerror}") from None
 

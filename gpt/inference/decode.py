@@ -37,17 +37,23 @@ class Row:
 
 @torch.inference_mode()
 def decode(
-    model: Decoder, rows: Sequence[Row], sampling: Sampling, max_new_tokens: int, end_of_text: int
+    model: Decoder,
+    rows: Sequence[Row],
+    sampling: Sampling,
+    max_new_tokens: int,
+    end_of_text: int,
+    vocab_size: int | None = None,
 ) -> Iterator[list[Row]]:
     """Append tokens to the rows, yielding after each step the rows that grew.
 
-    A row ends with the token `end_of_text`, which is appended, or when it is marked finished.
+    A row ends with the token `end_of_text`, which is appended, or when it is marked finished. Ids from `vocab_size` on
+    are never chosen: released models often have more rows than their tokenizer has tokens.
     """
     active = list(rows)
     logits, cache = prefill(model, active, max_new_tokens)  # [B, V]
     seen = tokens_seen(active, model.vocab_size, logits.device) if sampling.repetition_penalty != 1 else None
     for step in range(max_new_tokens):
-        for row, token in zip(active, choose(logits, active, sampling, seen), strict=True):
+        for row, token in zip(active, choose(logits[:, :vocab_size], active, sampling, seen), strict=True):
             row.tokens.append(token)
             row.finished = token == end_of_text
         yield active
@@ -105,11 +111,11 @@ def refill(model: Decoder, rows: Sequence[Row], cache: KVCache) -> None:
 def choose(logits: Tensor, rows: Sequence[Row], sampling: Sampling, seen: Tensor | None) -> list[int]:
     """The next token of each row; logits [B, V], seen bool [B, V]."""
     if seen is not None:
-        logits = penalise_repetition(logits, seen, sampling.repetition_penalty)
+        logits = penalise_repetition(logits, seen[:, : logits.shape[1]], sampling.repetition_penalty)
     if sampling.temperature == 0:
         return logits.argmax(dim=-1).tolist()
     uniforms = torch.cat([torch.rand(1, generator=row.random) for row in rows])
-    return draw(warp(logits, sampling), uniforms.to(logits.device)).tolist()
+    return draw(warp(logits, sampling), uniforms).tolist()
 
 
 def tokens_seen(rows: Sequence[Row], vocab_size: int, device: torch.device) -> Tensor:
@@ -187,7 +193,7 @@ def generate(
     streams = {row: TextStream(tokenizer, stop) for row in rows}
     of_row = dict(zip(rows, samples, strict=True))
     model.eval()
-    for grown in decode(model, rows, sampling, max_new_tokens, tokenizer.end_of_text):
+    for grown in decode(model, rows, sampling, max_new_tokens, tokenizer.end_of_text, tokenizer.vocab_size):
         for sample in samples:
             sample.piece = ""
         for row in grown:

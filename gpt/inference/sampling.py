@@ -68,8 +68,10 @@ def warp(logits: Tensor, sampling: Sampling) -> Tensor:
 
 
 def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """The token at which each row's cumulative probability passes its uniform number. uniforms [B] → ids [B]."""
-    cumulative = logits.softmax(dim=-1).cumsum(dim=-1)  # [B, V]
+    """The token at which each row's cumulative probability passes its uniform number. uniforms [B] → ids [B], both on
+    the CPU."""
+    # On the CPU: the sum is not deterministic on CUDA, and the caller waits for the token anyhow.
+    cumulative = logits.softmax(dim=-1).cpu().cumsum(dim=-1)  # [B, V]
     total = cumulative[:, -1:].contiguous()
     token = torch.searchsorted(cumulative, uniforms[:, None] * total, right=True)
     last = torch.searchsorted(cumulative, total)  # the last token of positive probability, should rounding reach 1

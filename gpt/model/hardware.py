@@ -7,6 +7,7 @@ Every automatic choice is a pure function of the machine and the model, so that 
 from __future__ import annotations
 
 import os
+import re
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -54,9 +55,10 @@ class Hardware:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
-    def describe(self) -> str:
+    def describe(self, cached: bool = False) -> str:
+        """One line for people; `cached`: of decoding with a KV cache."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_or_mps(self.device)
-        kernel = choose_kernel(self.device, self.dtype)
+        kernel = "sdpa" if cached else choose_kernel(self.device, self.dtype)
         compiled = "compiled" if self.compile else "not compiled"
         return f"{name}, {self.precision}, attention by {kernel}, {compiled}"
 
@@ -76,8 +78,8 @@ def choose_hardware(device: str, precision: str, width: int, compile: str = "off
         precision = choose_precision(place, width)
     if precision == "fp16" and place.type != "cuda":
         raise UserError(f"precision=fp16 needs a CUDA device, not {place}; use bf16 or fp32")
-    if place.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32, what fp32 products on such GPUs are built for
+    if place.type == "cuda" and precision != "fp32":
+        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
     return Hardware(place, precision, compile == "on" or (compile == "auto" and place.type == "cuda"))
 
 
@@ -90,13 +92,11 @@ def choose_device(name: str) -> torch.device:
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
         return torch.device("cuda" if has_cuda else "mps" if has_mps else "cpu")
-    device = torch.device(name)
-    missing = (device.type == "cuda" and (not has_cuda or (device.index or 0) >= torch.cuda.device_count())) or (
-        device.type == "mps" and not has_mps
-    )
-    if missing:
+    kind, _, index = name.partition(":")
+    present = {"cpu": True, "mps": has_mps, "cuda": has_cuda and int(index or 0) < torch.cuda.device_count()}
+    if not present[kind]:
         raise UserError(f"device={name} is not on this machine; use device=auto or device=cpu")
-    return device
+    return torch.device(name)
 
 
 def choose_precision(device: torch.device, width: int) -> str:
@@ -122,7 +122,7 @@ def peak_flops(hardware: Hardware) -> float | None:
     """Known (CUDA) or briefly measured (CPU, MPS) peak of matrix products in FLOP/s; None for an unknown GPU."""
     if hardware.device.type == "cuda":
         name = torch.cuda.get_device_name(hardware.device)
-        known = next((peak for part, peak in GPU_PEAKS.items() if part in name), None)
+        known = next((peak for part, peak in GPU_PEAKS.items() if re.search(rf"\b{part}\b", name)), None)
         return known if hardware.precision != "fp32" else None
     return measure_peak(hardware)
 

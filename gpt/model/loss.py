@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE = -100  # target of a position that does not count
+from gpt.text.batches import IGNORE
 
 
 def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """Run the decoder on token ids [B, T].
 
-        With `targets` [B, T] (`loss.IGNORE` where a position does not count): the loss in nats, summed, scalar fp32.
+        With `targets` [B, T] (`batches.IGNORE` where a position does not count): the loss in nats, summed, scalar fp32.
         Without: logits [B, T, V], or [B, 1, V] with `last_only`. With a `cache`, the tokens continue what it holds,
         and it holds them afterwards. Raises ValueError where they exceed the context.
         """
@@ -170,7 +170,9 @@ class Attention(nn.Module):
         heads = self.qkv(x).unflatten(-1, (sum(self.heads), self.head_width))
         q, k, v = heads.split(self.heads, dim=2)  # [B, T, H or K, D]
         if self.normalise_qk:
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = (
+                norm(x.to(norm.weight.dtype)) for norm, x in ((self.q_norm, q), (self.k_norm, k))
+            )  # fp32 in autocast
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, H or K, T, D]
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)

@@ -6,6 +6,7 @@ Sources: https://github.com/karpathy/char-rnn (tiny Shakespeare), https://huggin
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import urllib.error
 import urllib.request
@@ -35,7 +36,7 @@ def fetch_shakespeare(folder: Path, report: Callable[[str], None]) -> Path:
     try:
         with urllib.request.urlopen(SHAKESPEARE_URL, timeout=30) as response:
             text = response.read()
-    except (urllib.error.URLError, OSError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         raise UserError(f"data=shakespeare: {SHAKESPEARE_URL} cannot be reached ({error}); {instead}") from None
     if hashlib.sha256(text).hexdigest() != SHAKESPEARE_SHA256:
         raise UserError(f"data=shakespeare: {SHAKESPEARE_URL} no longer holds the file that is expected; {instead}")

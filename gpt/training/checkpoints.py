@@ -76,8 +76,6 @@ class CheckpointFolder:
             except SafetensorError as error:  # how safetensors reports a full disk
                 raise OSError(errno.EIO, f"the checkpoint cannot be written ({error})", str(partial)) from None
             flush(partial)
-            if self.at(step).exists():  # only where a resumed run comes to the same step again
-                shutil.rmtree(self.at(step))
             partial.rename(self.at(step))
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
@@ -97,9 +95,9 @@ class CheckpointFolder:
         """Delete all but the newest `keep` and the best, and what killed runs left half-written."""
         for step in self.steps()[:-keep]:
             if step != best_step:
-                shutil.rmtree(self.at(step))
+                self.at(step).rename(self.path / f"{PARTIAL_PREFIX}old-{step:08d}")  # what has its name is complete
         for partial in self.path.glob(f"{PARTIAL_PREFIX}*"):
-            shutil.rmtree(partial, ignore_errors=True)
+            partial.unlink() if partial.is_symlink() else shutil.rmtree(partial, ignore_errors=True)
 
 
 def flush(folder: Path) -> None:
@@ -145,5 +143,10 @@ def read_state(folder: Path) -> TrainerState:
 
 
 def read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Optimizer tensors and random states of a checkpoint."""
-    return load_file(folder / TRAINER / OPTIMIZER), load_file(folder / TRAINER / RANDOM)
+    """Optimizer tensors and random states of a checkpoint. Raises UserError where they are damaged."""
+    try:
+        return load_file(folder / TRAINER / OPTIMIZER), load_file(folder / TRAINER / RANDOM)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{folder / TRAINER} cannot be read ({error}); delete {folder} to continue from the one before"
+        ) from None

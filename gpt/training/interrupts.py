@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import sys
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -29,7 +29,9 @@ class Interrupts:
     def note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("\nStopping after this step and saving; Ctrl-C again stops at once.", file=sys.stderr, flush=True)
+        os.write(
+            2, b"\nStopping after this step and saving; Ctrl-C again stops at once.\n"
+        )  # print may not be reentered
 
     @property
     def exit_status(self) -> int:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gpt.config import RunConfig
-from gpt.options import to_dict
+from gpt.options import UserError, to_dict
 
 Values = Mapping[str, float]
 
@@ -46,9 +46,9 @@ def dump(values: Mapping[str, Any]) -> str:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects in a file of JSON lines, less a last line that a kill cut short; [] where there is no file."""
     lines = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+    for text in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else ():
         try:
-            lines.append(json.loads(text))
+            lines += [json.loads(text)] if text else []
         except ValueError:
             break
     return lines
@@ -58,7 +58,7 @@ class ProgressLine:
     """The console, on standard error: a live bar on a terminal, plain lines elsewhere."""
 
     def __init__(self, max_steps: int, step: int) -> None:
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
         self.live = self.console.is_terminal
         columns = (
             TextColumn("step {task.completed}/{task.total}"),
@@ -103,15 +103,25 @@ class Wandb:
         if config.wandb.mode != "disabled":
             import wandb  # slow to import, so only where it is asked for
 
-            self.run = wandb.init(
-                project=config.wandb.project,
-                mode=config.wandb.mode,  # type: ignore[arg-type]
-                dir=run_dir,
-                id=run_id,
-                name=run_dir.name,
-                resume="allow",
-                config=to_dict(config),
-            )
+            try:
+                self.run = self.start(config, run_dir, run_id)
+            except wandb.errors.Error as error:
+                raise UserError(
+                    f"wandb.mode={config.wandb.mode}: {error}; run `wandb login`, or use wandb.mode=offline or disabled"
+                ) from None
+
+    def start(self, config: RunConfig, run_dir: Path, run_id: str | None) -> Any:
+        import wandb
+
+        return wandb.init(
+            project=config.wandb.project,
+            mode=config.wandb.mode,  # type: ignore[arg-type]
+            dir=run_dir,
+            id=run_id,
+            name=run_dir.name,
+            resume="allow",
+            config=to_dict(config),
+        )
 
     @property
     def id(self) -> str | None:
@@ -140,7 +150,8 @@ def draw_losses(lines: list[dict[str, Any]], path: Path, title: str) -> None:
             axes.plot(*zip(*points, strict=True), label=name, **style)
     axes.set(xlabel="step", ylabel="loss (nats per token)", title=title)
     axes.grid(alpha=0.3)
-    axes.legend()
+    if axes.lines:
+        axes.legend()
     partial = path.with_name("." + path.name)
     figure.savefig(partial, format="png", dpi=120)
     pyplot.close(figure)

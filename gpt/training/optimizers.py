@@ -99,12 +99,12 @@ class Optimizers:
             )
             self.peaks.append((muon, config.matrix_lr))
 
-    def step(self, scale: float, scaler: torch.amp.GradScaler) -> None:
+    def step(self, scale: float) -> None:
         """One update with every learning rate at `scale` of its peak; gradients must be unscaled already."""
         for optimizer, peak in self.peaks:
             for group in optimizer.param_groups:
                 group["lr"] = peak * scale
-            scaler.step(optimizer)
+            optimizer.step()
         if self.config.l1:
             self.shrink()
 

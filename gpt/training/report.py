@@ -30,7 +30,8 @@ class Reporter:
         self.metrics = JsonLines(run_dir / "metrics.jsonl", state.step)
         self.samples = JsonLines(run_dir / "samples.jsonl", state.step)
         self.wandb = Wandb(config, run_dir, state.wandb_id)
-        state.wandb_id = self.wandb.id
+        state.wandb_id = self.wandb.id or state.wandb_id
+        self.state = state
         self.tokens_per_step = tokens_per_step(config)
         self.flops_per_token, self.peak = model.flops_per_token(), peak_flops(hardware)
         self.val_bits = state.best_bits_per_byte
@@ -91,7 +92,8 @@ class Reporter:
         draw_losses(read_lines(self.run_dir / "metrics.jsonl"), self.run_dir / "loss.png", self.run_dir.name)
 
     def record(self, step: int, values: dict[str, float]) -> None:
-        line = {"step": step, "elapsed_seconds": self.elapsed_seconds, "tokens": step * self.tokens_per_step}
+        tokens = self.state.sequences * self.config.model.context_length
+        line = {"step": step, "elapsed_seconds": self.elapsed_seconds, "tokens": tokens}
         self.metrics.write(line | values)
         self.wandb.log(step, values)
 
@@ -131,7 +133,7 @@ def print_start(config: RunConfig, run_dir: Path, corpus: Corpus, model: Decoder
         "memory": f"{training_state_bytes(model, config) / 2**20:,.0f} MiB of weights, gradients and optimizer state, "
         "plus activations",
     }
-    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
     for name, value in rows.items():
         console.print(f"{name:<10} {value}")
 
@@ -144,7 +146,9 @@ def training_state_bytes(model: Decoder, config: RunConfig) -> int:
 
 def print_summary(config: RunConfig, run_dir: Path, state: TrainerState, corpus: Corpus) -> None:
     """Where the run ended, next to general compressors on the same text, and what to do next."""
-    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    if state.best_loss is None:
+        return
     console.print(
         f"{state.step:,} steps in {duration(state.elapsed_seconds)}. Best validation loss {state.best_loss:.4f} "
         f"nats/token, {state.best_bits_per_byte:.3f} bits/byte, at step {state.best_step:,}."

@@ -11,6 +11,7 @@ from gpt.config import RunConfig
 from gpt.model.hardware import choose_hardware
 from gpt.options import UserError, to_yaml
 from gpt.text.shards import Corpus, prepare
+from gpt.training.checkpoints import CheckpointFolder
 from gpt.training.interrupts import Interrupts
 from gpt.training.report import Reporter, print_start, print_summary
 from gpt.training.trainer import Diverged, Trainer
@@ -21,7 +22,7 @@ def train(config: RunConfig) -> int:
 
     0: the run is complete; 1: it diverged; 130 or 143: it was interrupted and can be continued. Raises UserError.
     """
-    run_dir = Path(config.run_dir)
+    run_dir = Path(config.run_dir).expanduser()
     hardware = choose_hardware(config.train.device, config.train.precision, config.model.n_embd, config.train.compile)
     check_run_dir(config, run_dir)
     corpus = prepare(config.data, config.tokenizer, say)
@@ -74,7 +75,7 @@ def complete(trainer: Trainer) -> str:
             f"{state.bad_evaluations} evaluations without a better loss; raise train.early_stop_patience="
             f"{train.early_stop_patience}, or set it to null, to go on."
         )
-    return f"{state.step:,} of {train.max_steps:,} steps; extend it with train.max_steps={2 * train.max_steps}"
+    return f"{state.step:,} of {train.max_steps:,} steps; extend it with train.max_steps={2 * state.step}"
 
 
 def advice(trainer: Trainer) -> str:
@@ -86,7 +87,7 @@ def advice(trainer: Trainer) -> str:
 def check_run_dir(config: RunConfig, run_dir: Path) -> None:
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"run_dir={run_dir} is a file; choose another run_dir")
-    if config.resume == "never" and (run_dir / "checkpoints").is_dir() and any((run_dir / "checkpoints").iterdir()):
+    if config.resume == "never" and CheckpointFolder(run_dir).latest():
         raise UserError(f"resume=never: run_dir={run_dir} holds checkpoints already; choose another run_dir")
 
 

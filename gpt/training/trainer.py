@@ -106,15 +106,17 @@ class Trainer:
             self.scaler.unscale_(optimizer)
         norm = clip_gradients(self.model, train.grad_clip)
         scale = lr_scale(self.config.schedule, self.state.step, train.max_steps)
-        self.optimizers.step(scale, self.scaler)
+        overflow = self.scaler.is_enabled() and not norm.isfinite()  # of scaled fp16 gradients, now and then
+        if not overflow:  # else no optimizer may see them; the scaler lowers its scale
+            self.optimizers.step(scale)
+            self.finite &= norm.isfinite()
         self.scaler.update()
         self.optimizers.zero_grad()
-        # Scaled fp16 gradients may overflow: the scaler has then skipped the update and lowers its scale.
-        self.finite &= loss.isfinite() & (norm.isfinite() | self.scaler.is_enabled())
-        if device.type == "cpu":  # elsewhere looking would wait for the device
-            self.check_finite(loss)
+        self.finite &= loss.isfinite()
         self.state.step += 1
         self.state.sequences += train.batch_size * train.grad_accum_steps
+        if device.type == "cpu":  # elsewhere looking would wait for the device
+            self.check_finite()
         return loss, norm, scale
 
     def micro_batch(self, index: int) -> tuple[Tensor, Tensor]:
@@ -125,10 +127,9 @@ class Trainer:
         inputs, targets = train_batch(self.corpus.train, length, self.config.seed, first, size)
         return torch.from_numpy(inputs), torch.from_numpy(targets)
 
-    def check_finite(self, loss: Tensor | None = None) -> None:
+    def check_finite(self) -> None:
         if not self.finite.item():
-            seen = "" if loss is None else f" (loss {loss.item()})"
-            raise Diverged(f"step {self.state.step + 1}: the loss or its gradient is not finite{seen}")
+            raise Diverged(f"step {self.state.step}: the loss or its gradient is not finite")
 
     def evaluate(self) -> tuple[Evaluation, bool]:
         """Evaluate on the validation split; the result, and whether it is the best so far."""
@@ -160,6 +161,8 @@ class Trainer:
     def save(self) -> None:
         """Publish a checkpoint of this step. Raises `Diverged` rather than save what is not finite."""
         self.check_finite()
+        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
+            raise Diverged(f"step {self.state.step}: a weight is not finite")
         self.checkpoints.publish(self.state.step, self.write)
         best = self.state.best_step
         self.checkpoints.point_best(self.state.step if best is None else best)
@@ -186,7 +189,8 @@ class Trainer:
         optimizer, random = read_tensors(folder)
         self.optimizers.load_state_tensors(optimizer)
         restore_random_states(random, self.hardware.device)
-        self.scaler.load_state_dict(state.scaler)
+        if state.scaler:  # empty where the run had another precision
+            self.scaler.load_state_dict(state.scaler)
         state.config = self.state.config
         self.state = state
         if state.best_step is not None:

@@ -12,7 +12,9 @@ from gpt.options import UserError
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
-@pytest.mark.parametrize(("units", "width", "expected"), [(True, 512, "bf16"), (True, 64, "fp32"), (False, 512, "fp32")])
+@pytest.mark.parametrize(
+    ("units", "width", "expected"), [(True, 512, "bf16"), (True, 64, "fp32"), (False, 512, "fp32")]
+)
 def test_the_cpu_takes_bf16_only_where_it_is_quicker(
     units: bool, width: int, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,7 +37,7 @@ def make_config(tmp_path: Path, corpus_files: Path) -> MakeConfig:
             "model": {"n_layer": 2, "n_head": 2, "n_embd": 32, "context_length": 16},
             "tokenizer": {"name": "byte"},
             "data": {"name": "text", "files": [str(corpus_files)], "prepared_dir": str(tmp_path / "prepared")},
-            "optimizer": {"lr": 0.01},
+            "optimizer": {"name": "adamw", "lr": 0.01},
             "train": {"max_steps": 12, "batch_size": 4, "eval_every": 4, "log_every": 1, "sample_tokens": 5}
             | {"precision": "fp32", "eval_tokens": 200, "device": "cpu"},
         }

@@ -11,11 +11,11 @@ from gpt.training.metrics import JsonLines, draw_losses, duration, read_lines
 
 def test_lines_beyond_the_step_of_a_continued_run_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 5, "text": "葉"}\n{"step": 9}\n{"step": 1', encoding="utf-8")
+    path.write_text('{"step": 1}\n{"step": 5, "text": "葉\u2028\x85"}\n{"step": 9}\n{"step": 1', encoding="utf-8")
     lines = JsonLines(path, from_step=5)
     lines.write({"step": 6})
     lines.close()
-    assert path.read_text(encoding="utf-8") == '{"step": 1}\n{"step": 5, "text": "葉"}\n{"step": 6}\n'
+    assert path.read_text(encoding="utf-8") == '{"step": 1}\n{"step": 5, "text": "葉\u2028\x85"}\n{"step": 6}\n'
     assert [line["step"] for line in read_lines(path)] == [1, 5, 6]
     assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.jsonl"]
 
@@ -28,4 +28,9 @@ def test_the_picture_shows_whatever_there_is(tmp_path: Path) -> None:
 
 
 def test_durations_are_for_people() -> None:
-    assert [duration(seconds) for seconds in (0.4, 59.6, 200, 18_725)] == ["0 s", "1 min 0 s", "3 min 20 s", "5 h 12 min"]
+    assert [duration(seconds) for seconds in (0.4, 59.6, 200, 18_725)] == [
+        "0 s",
+        "1 min 0 s",
+        "3 min 20 s",
+        "5 h 12 min",
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dropout-accumulation": {"model": {"dropout": 0.2}, "train": {"grad_accum_steps": 2, "checkpoint_every": 3}},
     "muon-l1": {"optimizer": {"name": "muon", "lr": 0.01, "l1": 0.01}, "schedule": {"name": "wsd"}},
     "bf16-gpt2": {"model": {"dialect": "gpt2"}, "train": {"precision": "bf16", "checkpoint_every": 5}},
+    "bf16-qwen3": {"optimizer": {"name": "muon"}, "train": {"precision": "bf16"}},
     "early-stopping": {"train": {"early_stop_patience": 2, "eval_every": 1}},
 }
 
@@ -245,6 +247,63 @@ def test_a_half_written_checkpoint_is_never_taken(
     (tmp_path / "run/checkpoints/partial-00000099").mkdir()
     assert train(make_config()) == 0
     assert not list((tmp_path / "run/checkpoints").glob("partial-*"))
+
+
+def test_overflowing_fp16_gradients_touch_no_weight_and_lower_the_scale(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config(optimizer={"name": "muon", "l1": 1.0})
+    corpus = prepare(config.data, config.tokenizer)
+    trainer = Trainer(config, corpus, trainer_module.Hardware(torch.device("cpu"), "fp32"), tmp_path / "run")
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    trainer.update()
+    before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    scale = trainer.scaler.get_scale()
+    poisoned = trainer.model.embed.weight.register_hook(lambda gradient: gradient * math.inf)
+    trainer.update()
+    for parameter, value in zip(trainer.model.parameters(), before, strict=True):
+        assert torch.equal(parameter, value)
+    assert trainer.scaler.get_scale() < scale
+    poisoned.remove()
+    trainer.update()
+    trainer.check_finite()
+    assert not torch.equal(next(trainer.model.parameters()), before[0])
+
+
+def test_weights_that_are_not_finite_are_never_saved(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config()
+    corpus = prepare(config.data, config.tokenizer)
+    trainer = Trainer(config, corpus, trainer_module.Hardware(torch.device("cpu"), "fp32"), tmp_path / "run")
+    with torch.no_grad():
+        trainer.model.norm.weight[3] = math.inf
+    with pytest.raises(trainer_module.Diverged, match="a weight is not finite"):
+        trainer.save()
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_a_run_stopped_before_its_first_evaluation_can_be_declared_complete(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    update = Trainer.update
+
+    def interrupting(self: Trainer) -> Any:
+        result = update(self)
+        if self.state.step == 2:
+            signal.raise_signal(signal.SIGINT)
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "update", interrupting)
+        assert train(make_config()) == 130
+    assert train(make_config(train={"max_steps": 2})) == 0
+    assert "2 of 2 steps; extend it with train.max_steps=4" in capsys.readouterr().err
+
+
+def test_damaged_trainer_tensors_are_named(make_config: MakeConfig, tmp_path: Path) -> None:
+    train(make_config(train={"max_steps": 4}))
+    (tmp_path / "run/checkpoints/step-00000004/trainer/optimizer.safetensors").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"step-00000004.*cannot be read"):
+        train(make_config())
 
 
 @pytest.mark.slow
