@@ -58,7 +58,7 @@ def test_train_then_sample(book: Path, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {book.name, "my run", "prepared"}
     again = run("train.py", *options(book, "my run"), cwd=tmp_path)
     assert again.returncode == 0
-    assert "is complete: 30 of 30 steps" in again.stderr
+    assert "is complete: 30 steps done, train.max_steps=30" in again.stderr
 
     def sample(*more: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         done = run("sample.py", "checkpoint=my run", "max_new_tokens=40", *more, cwd=tmp_path, stdin=stdin)
@@ -79,6 +79,13 @@ def test_train_then_sample(book: Path, tmp_path: Path) -> None:
     made = [json.loads(line) for line in (tmp_path / "made.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [(line["prompt"], line["sample"]) for line in made] == [(p, i) for p in ("leaf", "月滿西樓") for i in (0, 1)]
     assert not any(" " in line["text"] for line in made)
+    if os.name == "posix":
+        (tmp_path / "link.jsonl").symlink_to("made.jsonl")
+        for output in ("/dev/stdout", "link.jsonl"):
+            written = sample("prompt=leaf", f"output={output}").stdout
+            assert bool(written) == (output == "/dev/stdout")
+        assert (tmp_path / "link.jsonl").is_symlink()
+        assert len((tmp_path / "made.jsonl").read_text(encoding="utf-8").splitlines()) == 1
 
 
 def start(book: Path, run_dir: str, cwd: Path) -> subprocess.Popen[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from gpt.config import SampleConfig
@@ -57,9 +58,9 @@ class Sampler:
 
     def samples(self, prompts: list[str]) -> Iterator[Sample]:
         """All samples of all prompts, in order, `batch_size` at a time."""
-        jobs = [(prompt, number) for prompt in prompts for number in range(self.config.num_samples)]
-        for first in range(0, len(jobs), self.config.batch_size):
-            *_, done = self.steps(jobs[first : first + self.config.batch_size])
+        jobs = ((prompt, number) for prompt in prompts for number in range(self.config.num_samples))
+        while batch := list(islice(jobs, self.config.batch_size)):
+            *_, done = self.steps(batch)
             yield from done
 
     def stream(self, prompt: str, number: int = 0) -> None:
@@ -122,7 +123,8 @@ def read_prompt(line: str, where: str, path: Path) -> str:
 def check_writable(path: Path) -> None:
     existed = path.exists()
     try:
-        path.open("a", encoding="utf-8").close()
+        if not existed or path.is_file() or path.is_dir():  # a pipe or a device is opened once
+            path.open("a", encoding="utf-8").close()
         if not existed:
             path.unlink()
     except OSError as error:
@@ -130,18 +132,22 @@ def check_writable(path: Path) -> None:
 
 
 def write_samples(sampler: Sampler, prompts: list[str], path: Path) -> None:
-    """One JSON object a sample. The file changes only once all are made."""
-    partial = path.with_name(path.name + ".partial")
+    """One JSON object a sample. A file changes only once all are made; a device or pipe is written to directly."""
+    replaced = path.is_file() or not path.exists()
+    path = path.resolve() if path.is_file() else path  # a link stays, and leads to the new text
+    partial = path.with_name(path.name + ".partial") if replaced else path
     try:
         with partial.open("w", encoding="utf-8") as file:
             for made in sampler.samples(prompts):
                 record = {"prompt": made.prompt, "sample": made.number, "text": made.text}
                 record |= {"ended": made.ended, "tokens": made.n_tokens}
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        partial.replace(path)
+        if replaced:
+            partial.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
-    say(f"{len(prompts) * sampler.config.num_samples} samples in {path}")
+        if replaced:
+            partial.unlink(missing_ok=True)
+    say(f"samples made: {len(prompts) * sampler.config.num_samples}, in {path}")
 
 
 def converse(sampler: Sampler) -> None:

@@ -64,7 +64,7 @@ class Hardware:
 
 
 def cpu_or_mps(device: torch.device) -> str:
-    return f"cpu with {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+    return f"cpu, threads: {torch.get_num_threads()}" if device.type == "cpu" else str(device)
 
 
 def choose_hardware(device: str, precision: str, width: int, compile: str = "off") -> Hardware:

@@ -8,6 +8,7 @@ A sink that is switched off does nothing (as torchtitan's metrics), so whoever l
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -153,6 +154,8 @@ def draw_losses(lines: list[dict[str, Any]], path: Path, title: str) -> None:
     if axes.lines:
         axes.legend()
     partial = path.with_name("." + path.name)
-    figure.savefig(partial, format="png", dpi=120)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a title in a script that the font lacks shows boxes
+        figure.savefig(partial, format="png", dpi=120)
     pyplot.close(figure)
     partial.replace(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 
@@ -158,4 +159,4 @@ def print_summary(config: RunConfig, run_dir: Path, state: TrainerState, corpus:
         console.print(
             "The same text compressed: " + ", ".join(f"{name} {bits:.3f} bits/byte" for name, bits in others.items())
         )
-    console.print(f"Sample: python sample.py checkpoint={run_dir} prompt='…'")
+    console.print(f"Sample: python sample.py {shlex.quote(f'checkpoint={run_dir}')} prompt='…'")

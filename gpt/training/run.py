@@ -29,7 +29,10 @@ def train(config: RunConfig) -> int:
     check_lengths(config, corpus)
     if config.train.sample_prompt:
         corpus.tokenizer.encode(config.train.sample_prompt)  # a prompt that cannot be encoded is refused now
-    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"run_dir={run_dir} cannot be made ({error.strerror}); choose another run_dir") from None
     try:
         with FileLock(run_dir / ".lock", timeout=0):
             return train_locked(config, corpus, Trainer(config, corpus, hardware, run_dir))
@@ -48,7 +51,8 @@ def train_locked(config: RunConfig, corpus: Corpus, trainer: Trainer) -> int:
     (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     print_start(config, run_dir, corpus, trainer.model, trainer.hardware)
     if state_before:
-        say(f"continuing at step {trainer.state.step:,} of {config.train.max_steps:,}")
+        changed = f", with {'; '.join(trainer.changes)}" if trainer.changes else ""
+        say(f"continuing at step {trainer.state.step:,} of {config.train.max_steps:,}{changed}")
     reporter = Reporter(config, run_dir, trainer.state, trainer.model, trainer.hardware)
     with Interrupts() as interrupts:
         try:
@@ -75,7 +79,9 @@ def complete(trainer: Trainer) -> str:
             f"{state.bad_evaluations} evaluations without a better loss; raise train.early_stop_patience="
             f"{train.early_stop_patience}, or set it to null, to go on."
         )
-    return f"{state.step:,} of {train.max_steps:,} steps; extend it with train.max_steps={2 * state.step}"
+    return (
+        f"{state.step:,} steps done, train.max_steps={train.max_steps}; extend it with train.max_steps={2 * state.step}"
+    )
 
 
 def advice(trainer: Trainer) -> str:

@@ -51,6 +51,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.precision == "fp16")
         self.checkpoints = CheckpointFolder(run_dir)
         self.state = TrainerState(identity=identity(config, corpus), config=to_dict(config))
+        self.changes: list[str] = []  # options that a continued run has changed
         self.finite = torch.ones((), dtype=torch.bool, device=hardware.device)
 
     def fit(self, reporter: Reporter, interrupts: Interrupts) -> None:
@@ -185,12 +186,16 @@ class Trainer:
             return False
         state = read_state(folder)
         refuse_differences(state.identity, self.state.identity, self.run_dir)
-        load_weights(self.model, folder)
+        try:
+            load_weights(self.model, folder)
+        except UserError as error:
+            raise UserError(f"{error}; delete {folder} to continue from the one before") from None
         optimizer, random = read_tensors(folder)
         self.optimizers.load_state_tensors(optimizer)
         restore_random_states(random, self.hardware.device)
         if state.scaler:  # empty where the run had another precision
             self.scaler.load_state_dict(state.scaler)
+        self.changes = changes(state.config, self.state.config)
         state.config = self.state.config
         self.state = state
         if state.best_step is not None:
@@ -216,12 +221,18 @@ def identity(config: RunConfig, corpus: Corpus) -> dict[str, Any]:
 
 
 def refuse_differences(saved: dict[str, Any], wanted: dict[str, Any], run_dir: Path) -> None:
-    changed = [
-        f"  {name}: {saved.get(name)} there, {wanted.get(name)} now"
-        for name in sorted(saved.keys() | wanted.keys())
-        if saved.get(name) != wanted.get(name)
-    ]
-    if changed:
-        raise UserError(
-            f"run_dir={run_dir} holds another run; choose another run_dir, or give its options:\n" + "\n".join(changed)
-        )
+    if found := changes(saved, wanted):
+        listed = "".join(f"\n  {change}" for change in found)
+        raise UserError(f"run_dir={run_dir} holds another run; choose another run_dir, or give its options:{listed}")
+
+
+def changes(saved: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
+    """What differs between two dicts of options, groups included, in words."""
+    found = []
+    for name in sorted(saved.keys() | wanted.keys()):
+        before, now = saved.get(name), wanted.get(name)
+        if isinstance(before, dict) and isinstance(now, dict):
+            found += changes(before, now, f"{prefix}{name}.")
+        elif before != now:
+            found.append(f"{prefix}{name}: {before} there, {now} now")
+    return found

@@ -163,9 +163,12 @@ def test_a_finished_run_says_so_and_can_be_extended(
     before = files_of(tmp_path / "run/checkpoints/step-00000012")
     capsys.readouterr()
     assert train(make_config()) == 0
-    assert "is complete: 12 of 12 steps; extend it with train.max_steps=24" in capsys.readouterr().err
+    assert (
+        "is complete: 12 steps done, train.max_steps=12; extend it with train.max_steps=24" in capsys.readouterr().err
+    )
     assert files_of(tmp_path / "run/checkpoints/step-00000012") == before
-    assert train(make_config(train={"max_steps": 16})) == 0
+    assert train(make_config(train={"max_steps": 16}, optimizer={"lr": 0.02})) == 0
+    assert "with optimizer.lr: 0.01 there, 0.02 now; train.max_steps: 12 there, 16 now" in capsys.readouterr().err
     assert [line["step"] for line in metrics(tmp_path / "run") if "val/loss" in line] == [4, 8, 12, 16]
 
 
@@ -296,13 +299,14 @@ def test_a_run_stopped_before_its_first_evaluation_can_be_declared_complete(
         patch.setattr(Trainer, "update", interrupting)
         assert train(make_config()) == 130
     assert train(make_config(train={"max_steps": 2})) == 0
-    assert "2 of 2 steps; extend it with train.max_steps=4" in capsys.readouterr().err
+    assert "2 steps done, train.max_steps=2; extend it with train.max_steps=4" in capsys.readouterr().err
 
 
-def test_damaged_trainer_tensors_are_named(make_config: MakeConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["model.safetensors", "trainer/optimizer.safetensors", "trainer/state.json"])
+def test_damaged_files_of_a_checkpoint_are_named(file: str, make_config: MakeConfig, tmp_path: Path) -> None:
     train(make_config(train={"max_steps": 4}))
-    (tmp_path / "run/checkpoints/step-00000004/trainer/optimizer.safetensors").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"step-00000004.*cannot be read"):
+    (tmp_path / "run/checkpoints/step-00000004" / file).write_bytes(b"x")
+    with pytest.raises(UserError, match=r"step-00000004.*cannot be read.*delete .*step-00000004 to continue from"):
         train(make_config())
 
 
