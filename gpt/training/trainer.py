@@ -9,6 +9,7 @@ the learning rate are pure functions of it, so a restored run continues bit for 
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ class Trainer:
     def __init__(self, config: RunConfig, corpus: Corpus, hardware: Hardware, run_dir: Path) -> None:
         torch.manual_seed(config.seed)
         if config.train.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only so
             torch.use_deterministic_algorithms(True)
         self.config, self.corpus, self.hardware, self.run_dir = config, corpus, hardware, run_dir
         self.model = Decoder(config.model, corpus.tokenizer.vocab_size).to(hardware.device)
@@ -60,7 +62,7 @@ class Trainer:
         Raises `Diverged` as soon as a number that is not finite is seen.
         """
         train = self.config.train
-        while not (self.done or interrupts.received):
+        while not self.done:
             loss, norm, scale = self.update()
             if self.due(train.log_every):
                 self.check_finite()
@@ -69,11 +71,14 @@ class Trainer:
             if evaluating:
                 evaluation, improved = self.evaluate()
                 reporter.log_evaluation(self.state.step, evaluation, self.sample())
-            saving = improved or self.done or bool(interrupts.received) or self.due(self.checkpoint_every)
+            stopping = interrupts.received is not None  # read once: a signal may come between any two lines
+            saving = improved or self.done or stopping or self.due(self.checkpoint_every)
             if saving:
                 self.state.elapsed_seconds = reporter.elapsed_seconds
                 self.save()
             reporter.end_step(self.state.step, restart_clock=evaluating or saving)
+            if stopping:
+                return
 
     @property
     def checkpoint_every(self) -> int:
