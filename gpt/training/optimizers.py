@@ -79,9 +79,9 @@ class Optimizers:
     def __init__(self, model: Decoder, config: OptimizerConfig, muon_dtype: torch.dtype) -> None:
         self.config = config
         self.names: dict[Tensor, str] = {param: name for name, param in model.named_parameters()}
-        in_blocks = set(model.blocks.parameters())
-        matrices = [p for p in self.names if config.name == "muon" and p.dim() == 2 and p in in_blocks]
-        others = [p for p in self.names if p not in set(matrices)]
+        matrices = [p for p in model.blocks.parameters() if config.name == "muon" and p.dim() == 2]
+        in_muon = set(matrices)
+        others = [p for p in self.names if p not in in_muon]
         groups = [
             {"params": [p for p in others if p.dim() >= 2], "weight_decay": config.weight_decay},
             {"params": [p for p in others if p.dim() < 2], "weight_decay": 0.0},
