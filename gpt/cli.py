@@ -2,7 +2,7 @@
 
 The only file that imports Hydra and OmegaConf, and only when it composes, so `--help` answers at once. Hydra's
 compose API is used, not `@hydra.main`, which would write `outputs/` and take over logging. The defaults of
-`gpt/config.py` enter Hydra as a plain dict; `gpt/config.py` converts and judges what comes out.
+`gpt/config` enter Hydra as a plain dict; `gpt/config` converts and judges what comes out.
 
 Exit status: 0 the whole job is done; 1 a bug or the machine (a full disk); 2 a mistake that the user can mend;
 130 interrupted; 141 the reader of standard output went away.

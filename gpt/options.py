@@ -1,7 +1,7 @@
 """The machinery of options: dataclass fields with a documented rule, mistakes collected, plain dicts in and out.
 
 A class of options validates itself when it is constructed and raises one `ConfigError` that lists every mistake
-(as litgpt's `pretrain.py` does). `gpt/config.py` declares the options themselves. Neither torch nor Hydra here.
+(as litgpt's `pretrain.py` does). `gpt/config` declares the options themselves. Neither torch nor Hydra here.
 """
 
 from __future__ import annotations

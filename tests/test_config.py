@@ -1,4 +1,4 @@
-"""`gpt/config.py`: validation, conversion from and to plain dicts, and the presets in `configs/`."""
+"""`gpt/config`: validation, conversion from and to plain dicts, and the presets in `configs/`."""
 
 from __future__ import annotations
 

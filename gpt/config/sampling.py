@@ -1,0 +1,56 @@
+"""Options of `sample.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gpt.config.device import device_mistakes
+from gpt.options import Mistake, Options, option
+
+
+@dataclass(frozen=True)
+class SampleConfig(Options):
+    """Everything `sample.py` takes."""
+
+    checkpoint: str = option("", "a run folder, a checkpoint, or any gpt2, llama or qwen3 model folder", free_text=True)
+    prompt: str = option("", "text to continue, verbatim; empty: the start of a document", free_text=True)
+    prompt_file: str | None = option(
+        None, "file with one prompt on each line, or JSONL with a `prompt` field", free_text=True
+    )
+    output: str | None = option(None, "JSONL file for prompts and samples, instead of standard output", free_text=True)
+    max_new_tokens: int = option(200, "longest continuation", unit="tokens", low=1)
+    num_samples: int = option(1, "continuations of each prompt", low=1)
+    temperature: float = option(0.8, "divides the logits; 0: always the likeliest token", low=0)
+    top_k: int | None = option(None, "sample only from the k likeliest tokens", low=1)
+    top_p: float | None = option(None, "sample from the smallest set with this probability", above=0, high=1)
+    min_p: float | None = option(
+        None, "sample from tokens with this share of the likeliest's probability", low=0, high=1
+    )
+    repetition_penalty: float = option(1.0, "above 1: make tokens already in the text less likely (CTRL)", above=0)
+    stop: tuple[str, ...] = option(
+        (), "end before this text; repeat the option for several", free_text=True, escapes=True
+    )
+    seed: int = option(1337, "sample i of a seed is the same alone and in a batch", low=0, below=2**63)
+    batch_size: int = option(32, "sequences decoded at once", unit="sequences", low=1)
+    stream: bool = option(True, "print text while it is made (one sample of one prompt)")
+    interactive: bool = option(False, "read prompts from the terminal, one a line")
+    device: str = option("auto", "auto: cuda, else mps, else cpu; also cuda:1")
+    precision: str = option("auto", "weights and arithmetic: auto, fp32 or bf16", choices=("auto", "fp32", "bf16"))
+
+    def mistakes(self) -> list[Mistake]:
+        found = device_mistakes(self.device)
+        if not self.checkpoint:
+            found.append(
+                Mistake("checkpoint", "is missing; give a run or model folder, as checkpoint=runs/stdlib-mini")
+            )
+        if self.interactive:
+            for name in ("prompt", "prompt_file", "output"):
+                if getattr(self, name):
+                    found.append(Mistake(name, "does not go with interactive=true"))
+            if self.num_samples > 1:
+                found.append(Mistake("num_samples", "does not go with interactive=true"))
+        elif self.prompt and self.prompt_file:
+            found.append(Mistake("prompt_file", "give prompt or prompt_file, not both"))
+        if any(not text for text in self.stop):
+            found.append(Mistake("stop", "an empty text would stop at once; leave the option away"))
+        return found

@@ -1,0 +1,127 @@
+"""Options of `train.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gpt.config.data import DataConfig, TokenizerConfig
+from gpt.config.device import device_mistakes
+from gpt.config.model import ModelConfig
+from gpt.options import Mistake, Options, group, option
+
+
+@dataclass(frozen=True)
+class OptimizerConfig(Options):
+    """How gradients become updates."""
+
+    name: str = option(
+        "muon",
+        "muon for the matrices inside the blocks and adamw for the rest, or adamw for all",
+        choices=("adamw", "muon"),
+    )
+    lr: float = option(0.015, "peak learning rate of adamw", above=0)
+    matrix_lr: float = option(
+        0.03, "muon: peak learning rate of the matrices (update scaled by sqrt(max(1, rows/columns)))", above=0
+    )
+    weight_decay: float = option(0.1, "decoupled L2 on matrices and embeddings, times the learning rate", low=0)
+    l1: float = option(0.0, "decoupled L1 on the same weights, times the learning rate (soft threshold)", low=0)
+    beta1: float = option(0.9, "adamw: decay of the mean of gradients", low=0, below=1)
+    beta2: float = option(0.95, "adamw: decay of the mean of squared gradients", low=0, below=1)
+    eps: float = option(1e-8, "adamw: added to the denominator", above=0)
+    momentum: float = option(0.95, "muon: Nesterov momentum", low=0, below=1)
+
+
+@dataclass(frozen=True)
+class ScheduleConfig(Options):
+    """The learning rate as a function of the step."""
+
+    name: str = option(
+        "cosine",
+        "after warm-up: cosine, linear, wsd (stable, then linear decay) or constant",
+        choices=("cosine", "linear", "wsd", "constant"),
+    )
+    warmup_steps: int | None = option(
+        None, "steps of linear warm-up; null: a tenth of max_steps, at most 50", unit="steps", low=0
+    )
+    final_lr_ratio: float = option(0.0, "learning rate that the schedule falls towards, over its peak", low=0, high=1)
+    decay_fraction: float = option(0.3, "wsd: share of all steps that the decay takes", low=0, high=1)
+
+
+@dataclass(frozen=True)
+class TrainConfig(Options):
+    """The training loop."""
+
+    max_steps: int = option(700, "optimizer updates in the whole run", unit="steps", low=1)
+    batch_size: int = option(8, "sequences in one micro-batch on one device", unit="sequences", low=1)
+    grad_accum_steps: int = option(1, "micro-batches in one update", low=1)
+    grad_clip: float = option(1.0, "largest norm of the gradient; 0: no clipping", low=0)
+    eval_every: int = option(175, "updates between evaluations; the last step is always evaluated", unit="steps", low=1)
+    eval_tokens: int | None = option(
+        65536, "evaluate on the first so many tokens of the validation split; null: all", unit="tokens", low=1
+    )
+    eval_batch_size: int | None = option(None, "sequences at once in evaluation; null: batch_size", low=1)
+    checkpoint_every: int | None = option(
+        None, "updates between checkpoints; null: at each evaluation", unit="steps", low=1
+    )
+    keep_checkpoints: int = option(2, "newest checkpoints kept, besides the best", low=1)
+    early_stop_patience: int | None = option(
+        None, "stop after so many evaluations in a row without a better loss; null: never", low=1
+    )
+    log_every: int = option(10, "updates between lines of metrics", unit="steps", low=1)
+    sample_prompt: str = option(
+        "", "prompt of the text sampled at each evaluation; empty: start of a document", free_text=True, escapes=True
+    )
+    sample_tokens: int = option(100, "tokens sampled at each evaluation; 0: none", unit="tokens", low=0)
+    precision: str = option(
+        "auto",
+        "auto: bf16 where the hardware multiplies it faster, fp16 on older GPUs, else fp32",
+        choices=("auto", "fp32", "bf16", "fp16"),
+    )
+    device: str = option("auto", "auto: cuda, else mps, else cpu; also cuda:1")
+    compile: str = option(
+        "auto", "torch.compile: auto uses it on CUDA, where it pays back", choices=("auto", "on", "off")
+    )
+    deterministic: bool = option(False, "refuse kernels whose result varies from run to run (CUDA)")
+
+    def mistakes(self) -> list[Mistake]:
+        return device_mistakes(self.device)
+
+
+@dataclass(frozen=True)
+class WandbConfig(Options):
+    """Weights & Biases; metrics.jsonl and loss.png are written in any case."""
+
+    mode: str = option(
+        "disabled", "disabled, offline (files in the run folder) or online", choices=("disabled", "offline", "online")
+    )
+    project: str = option("newleaf", "project that the run belongs to", free_text=True)
+
+
+@dataclass(frozen=True)
+class RunConfig(Options):
+    """Everything `train.py` takes."""
+
+    run_dir: str = option("", "folder of the run; empty: runs/<data>-<model>", free_text=True)
+    resume: str = option(
+        "auto",
+        "auto: continue what is in run_dir; never: refuse a run_dir that holds checkpoints",
+        choices=("auto", "never"),
+    )
+    seed: int = option(1337, "seed of initial weights, data order, dropout and samples", low=0, below=2**63)
+    model: ModelConfig = group(ModelConfig, "shape of the decoder")  # noqa: RUF009
+    tokenizer: TokenizerConfig = group(TokenizerConfig, "text to tokens")  # noqa: RUF009
+    data: DataConfig = group(DataConfig, "corpus and its split")  # noqa: RUF009
+    optimizer: OptimizerConfig = group(OptimizerConfig, "how gradients become updates")  # noqa: RUF009
+    schedule: ScheduleConfig = group(ScheduleConfig, "learning rate over time")  # noqa: RUF009
+    train: TrainConfig = group(TrainConfig, "training loop")  # noqa: RUF009
+    wandb: WandbConfig = group(WandbConfig, "Weights & Biases")  # noqa: RUF009
+
+    def mistakes(self) -> list[Mistake]:
+        if (self.schedule.warmup_steps or 0) > self.train.max_steps:
+            return [
+                Mistake(
+                    "schedule.warmup_steps",
+                    f"is more than train.max_steps={self.train.max_steps}; lower it",
+                )
+            ]
+        return []
