@@ -12,7 +12,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic
@@ -22,6 +22,7 @@ import yaml
 from gpt.options import C, Mistake, Options, Rule, nearest, unknown_option
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+NONE = "null"  # the choice of no file from a group
 LONGEST_PATH = 4096  # bytes in Linux; longer text is not looked up on disk
 
 
@@ -54,6 +55,15 @@ def leaves(kind: type[Options], prefix: str = "") -> Iterator[Leaf]:
 
 
 @dataclass(frozen=True)
+class Implication:
+    """Where `option` is given, `group` is `choice` unless the arguments choose another."""
+
+    option: str
+    group: str
+    choice: str
+
+
+@dataclass(frozen=True)
 class Command(Generic[C]):
     """A script's command line: the class of its options, and `configs/<config>.yaml`, which it starts from."""
 
@@ -62,6 +72,19 @@ class Command(Generic[C]):
     description: str
     examples: tuple[str, ...] = ()
     listed: tuple[str, ...] = ()  # names and groups that `--help` lists; empty: all
+    # Completes the composed values, nested as the options are, given the names of the options and groups that the
+    # arguments (or files that they chose) set. Raises UserError.
+    adopt: Callable[[dict[str, Any], set[str]], None] | None = None
+    implications: tuple[Implication, ...] = ()
+
+    def implied(self, given: Arguments) -> dict[str, str]:
+        """The choices that follow from the arguments, where nothing was chosen from those groups."""
+        found: dict[str, str] = {}
+        for rule in self.implications:
+            text = (given.free | given.ordinary).get(rule.option, "")
+            if text not in ("", "0", "null") and rule.group not in given.choices:
+                found.setdefault(rule.group, rule.choice)
+        return found
 
     def primary(self) -> dict[str, Any]:
         """The content of `configs/<config>.yaml`."""
@@ -125,7 +148,7 @@ def parse(command: Command, argv: Sequence[str]) -> Arguments:
 def check_choices(command: Command, given: Arguments) -> None:
     """Takes out choices that have no file in `configs/`, as mistakes."""
     for group, choice in list(given.choices.items()):
-        known = choices_of(group)
+        known = [*choices_of(group), *([NONE] if command.groups()[group] is None else [])]
         if choice not in known:
             meant = nearest(choice, known)
             hint = f"; did you mean {group}={meant[0]}?" if meant else ""

@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 
-from gpt.arguments import choices_of, leaves
-from gpt.cli import Command, load_config, main, plan_runs
+from gpt.arguments import Implication, choices_of, leaves
+from gpt.cli import Command, main
+from gpt.composition import load_config
 from gpt.config import RunConfig, SampleConfig
 from gpt.help import default_values, help_text
 from gpt.options import ConfigError, UserError, look_up
+from gpt.sweeps import plan_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = Command(RunConfig, "train", "Train.", ("python train.py",))
@@ -109,7 +111,8 @@ def test_an_experiment_yields_to_the_command_line() -> None:
 @pytest.mark.parametrize("group", ["model", "tokenizer", "optimizer", "schedule", "experiment"])
 def test_every_file_in_configs_composes(group: str) -> None:
     for choice in choices_of(group):
-        train(f"{group}={choice}", *(["tokenizer.path=x"] if choice == "huggingface" else []))
+        needed = {"huggingface": ["tokenizer.path=x"], "lora": ["init_from=gpt2"]}
+        train(f"{group}={choice}", *needed.get(choice, []))
 
 
 AWKWARD = [
@@ -218,7 +221,7 @@ def test_an_empty_list_of_files() -> None:
         ("data.name=text", "data.name=text: is chosen as data=text"),
         (
             "data=txt",
-            "data=txt: is not one of huggingface, jsonl, shakespeare, stdlib, text; did you mean data=text?",
+            "data=txt: is not one of huggingface, jsonl, pairs, shakespeare, stdlib, text; did you mean data=text?",
         ),
         ("optimizer=", "optimizer=: is not one of adamw, muon"),
         ("optimizer={", "optimizer={: is not one of adamw, muon"),
@@ -306,7 +309,7 @@ def test_mistakes_in_a_file_of_configs(text: str, words: str, tmp_path: Path, mo
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     (tmp_path / "configs" / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{text}\n")
     monkeypatch.setattr("gpt.arguments.CONFIGS", tmp_path / "configs")
-    monkeypatch.setattr("gpt.cli.CONFIGS", tmp_path / "configs")
+    monkeypatch.setattr("gpt.composition.CONFIGS", tmp_path / "configs")
     if words:
         with pytest.raises(UserError) as caught:
             train("experiment=mine")
@@ -554,3 +557,59 @@ def test_multirun_runs_all_even_when_one_fails(empty_folder: Path) -> None:
 def test_an_interrupt_stops_a_sweep(empty_folder: Path) -> None:
     done = run_script(empty_folder, "print(config.seed, flush=True)\nraise KeyboardInterrupt", ["-m", "seed=1,2"])
     assert (done.returncode, done.stdout) == (130, "1\n")
+
+
+# --- choices that follow from options, and values that come from elsewhere -------------------------------------------
+
+TUNE = Command(
+    RunConfig,
+    "train",
+    "Train.",
+    implications=(Implication("lora.rank", "experiment", "lora"), Implication("init_from", "experiment", "finetune")),
+)
+
+
+@pytest.mark.parametrize(
+    ("argv", "lr"),
+    [
+        (["init_from=gpt2"], 5e-5),
+        (["init_from=gpt2", "lora.rank=8"], 5e-4),
+        (["init_from=gpt2", "lora.rank=0"], 5e-5),
+        (["init_from=gpt2", "optimizer.lr=1e-5"], 1e-5),
+        (["init_from=gpt2", "experiment=null"], 0.015),
+        (["init_from=gpt2", "experiment=lora"], 5e-4),
+        (["init_from=gpt2", "optimizer=muon"], 5e-5),
+        ([], 0.015),
+    ],
+)
+def test_fine_tuning_has_its_own_defaults(argv: list[str], lr: float) -> None:
+    assert load_config(TUNE, argv).optimizer.lr == lr
+
+
+def test_a_choice_that_follows_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(TUNE, lambda config: 0, ["init_from=gpt2"]) == 0
+    assert "experiment=finetune follows from the other options" in capsys.readouterr().err
+    assert main(TUNE, lambda config: 0, ["init_from=gpt2", "experiment=finetune"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_adoption_sees_what_was_given_and_its_values_count() -> None:
+    seen: set[str] = set()
+
+    def adopt(values: dict[str, Any], given: set[str]) -> None:
+        seen.update(given)
+        values["model"]["n_layer"] = 9
+
+    command = Command(RunConfig, "train", "Train.", adopt=adopt)
+    config = load_config(
+        command, ["experiment=shakespeare_char_cpu", "schedule=wsd", "train.max_steps=300", "run_dir=x"]
+    )
+    assert config.model.n_layer == 9
+    assert {"experiment", "schedule", "schedule.name", "train.max_steps", "run_dir"} <= seen
+    assert {"data", "tokenizer", "model.n_embd", "optimizer.lr"} <= seen  # by the experiment
+    assert not {"model", "model.dropout", "optimizer", "data.files", "seed"} & seen
+
+
+def test_only_groups_without_a_default_take_null() -> None:
+    assert train("experiment=null") == train()
+    assert "model=null: is not one of" in mistakes("model=null")[0]
