@@ -36,7 +36,7 @@ class TokenizerConfig(Options):
         return found
 
 
-SOURCES = ("stdlib", "text", "jsonl", "huggingface", "shakespeare")
+SOURCES = ("stdlib", "text", "jsonl", "pairs", "huggingface", "shakespeare")
 
 
 @dataclass(frozen=True)
@@ -45,18 +45,21 @@ class DataConfig(Options):
 
     name: str = option(
         "stdlib",
-        "stdlib (Python's own source, nothing downloaded), text, jsonl, huggingface (Hub or local parquet, CSV, JSON), "
-        "shakespeare (downloaded once)",
+        "stdlib (Python's own source, nothing downloaded), text, jsonl, pairs (of prompt and completion, in JSONL), "
+        "huggingface (Hub or local parquet, CSV, JSON), shakespeare (downloaded once)",
         choices=SOURCES,
     )
     files: tuple[str, ...] = option(
-        (), "text, jsonl, local huggingface: files, folders or globs, as '[a.txt,notes/**/*.md]'", free_text=True
+        (), "text, jsonl, pairs, local huggingface: files, folders or globs, as '[a.txt,notes/**/*.md]'", free_text=True
     )
     val_files: tuple[str, ...] = option(
         (), "held-out files, instead of splitting `files` by val_fraction", free_text=True
     )
     val_fraction: float = option(
-        0.1, "share of the documents held out, by a hash of their text; of one document, its end", above=0, below=1
+        0.1,
+        "share of the documents held out, by a hash of their text (of pairs: of the prompt); of one document, its end",
+        above=0,
+        below=1,
     )
     documents: str = option(
         "whole",
@@ -66,6 +69,10 @@ class DataConfig(Options):
     template: str = option(
         "{text}", "jsonl, huggingface: a document from the fields of a record", free_text=True, escapes=True
     )
+    prompt: str = option(
+        "", "pairs: the prompt, from the fields of a record; the loss does not count it", free_text=True, escapes=True
+    )
+    completion: str = option("", "pairs: what the model learns to write after the prompt", free_text=True, escapes=True)
     column: str | None = option(
         None, "huggingface: the column with the text, short for template={column}", free_text=True
     )
@@ -77,15 +84,16 @@ class DataConfig(Options):
 
     def mistakes(self) -> list[Mistake]:
         found = []
-        takes_files = self.name in ("text", "jsonl", "huggingface")
+        takes_files = self.name in ("text", "jsonl", "pairs", "huggingface")
         if self.files and not takes_files:
-            found.append(Mistake("files", f"data={self.name} takes no files; use data=text, jsonl or huggingface"))
+            found.append(
+                Mistake("files", f"data={self.name} takes no files; use data=text, jsonl, pairs or huggingface")
+            )
         if self.val_files and not self.files:
             found.append(Mistake("val_files", "needs data.files as well"))
-        if self.name in ("text", "jsonl") and not self.files:
-            found.append(
-                Mistake("files", f"data={self.name} needs data.files, as data.files='[book.txt,notes/**/*.md]'")
-            )
+        if self.name in ("text", "jsonl", "pairs") and not self.files:
+            example = "[qa.jsonl]" if self.name == "pairs" else "[book.txt,notes/**/*.md]"
+            found.append(Mistake("files", f"data={self.name} needs data.files, as data.files='{example}'"))
         if self.name == "huggingface" and bool(self.files) == bool(self.path):
             found.append(
                 Mistake("path", "data=huggingface needs either data.path (a Hub id) or data.files (local files)")
@@ -96,8 +104,19 @@ class DataConfig(Options):
                     found.append(Mistake(name, f"is only for data=huggingface, not {self.name}"))
         if self.name not in ("jsonl", "huggingface") and self.template != "{text}":
             found.append(Mistake("template", f"is only for data=jsonl or huggingface, not {self.name}"))
+        found += self._mistakes_of_pairs()
         if self.column is not None and self.template != "{text}":
             found.append(Mistake("column", "give data.column or data.template, not both"))
         if self.name != "text" and self.documents != "whole":
             found.append(Mistake("documents", f"is only for data=text, not {self.name}"))
         return found
+
+    def _mistakes_of_pairs(self) -> list[Mistake]:
+        given = {"prompt": self.prompt, "completion": self.completion}
+        if self.name != "pairs":
+            return [Mistake(name, f"is only for data=pairs, not {self.name}") for name, text in given.items() if text]
+        ways = {
+            "prompt": r"data=pairs needs data.prompt='{question}\n', or other fields; data=jsonl takes text alone",
+            "completion": "data=pairs needs data.completion='{answer}', or other fields",
+        }
+        return [Mistake(name, ways[name]) for name, text in given.items() if not text]

@@ -2,7 +2,8 @@
 
 A `Source` lists its files and yields `Piece`s: a short document is one piece, a long one is several, cut at line ends
 where there are any. Text is never altered and never repaired: bytes that are no valid UTF-8 (or UTF-16 with its mark)
-are an error that names the file and the byte, and only a byte order mark is left away.
+are an error that names the file and the byte, and only a byte order mark is left away. A prompt/completion pair is one
+piece, however long.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from gpt.config import DataConfig
 from gpt.options import UserError
 from gpt.text.downloads import SHAKESPEARE_NAME, fetch_shakespeare, hub_records, local_records
 from gpt.text.files import find_files, list_folder
+from gpt.text.records import read_jsonl
 from gpt.text.templates import Template
 
 PIECE_CHARACTERS = 1 << 20  # a longer document streams in pieces of at most so many characters
@@ -31,10 +33,20 @@ _READ_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Piece:
-    """A document, or a stretch of a long one. `ends`: it is the document's last."""
+    """A document, or a stretch of a long one. `ends`: it is the document's last.
+
+    Of a prompt/completion pair, `text` is the one and then the other, and `prompt` is how many characters of it are
+    the prompt.
+    """
 
     text: str
     ends: bool
+    prompt: int | None = None
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The texts that are tokenized apart: of a pair, the prompt and the completion."""
+        return (self.text,) if self.prompt is None else (self.text[: self.prompt], self.text[self.prompt :])
 
 
 @dataclass(frozen=True)
@@ -42,13 +54,16 @@ class Source:
     """Where documents come from.
 
     `description` is a line for people; `files` are what it reads, sorted, for noticing changes; `read` starts over each
-    time; where `remote`, reading again costs a download.
+    time; where `remote`, reading again costs a download. `pairs`: its documents are prompt/completion pairs, and with
+    `by_prompt`, those of the same prompt belong on the same side of a split.
     """
 
     description: str
     files: tuple[Path, ...]
     read: Callable[[], Iterator[Piece]]
     remote: bool = False
+    pairs: bool = False
+    by_prompt: bool = False
 
 
 def open_source(
@@ -73,6 +88,8 @@ def open_source(
     if data.name == "text":
         files = tuple(find_files(patterns, option))
         return Source(_count(files), files, lambda: read_texts(files, data.documents))
+    if data.name == "pairs":
+        return _open_pairs(data, tuple(find_files(patterns, option)))
     template = Template.of_field(data.column) if data.column is not None else Template.parse(data.template)
     if data.name == "jsonl":
         files = tuple(find_files(patterns, option))
@@ -84,6 +101,13 @@ def open_source(
     files = tuple(list_folder(folder, any_suffix=True)) if folder.is_dir() else ()
     name = " ".join(filter(None, [data.path, data.subset, data.split]))
     return Source(name, files, lambda: _render(hub_records(data), template), remote=not files)
+
+
+def _open_pairs(data: DataConfig, files: tuple[Path, ...]) -> Source:
+    prompt = Template.parse(data.prompt, "data.prompt", needs_field=False)
+    completion = Template.parse(data.completion, "data.completion")
+    read = lambda: _render_pairs(read_jsonl(files), prompt, completion)  # noqa: E731
+    return Source(_count(files), files, read, pairs=True, by_prompt=prompt.has_field)
 
 
 def _count(files: tuple[Path, ...]) -> str:
@@ -211,48 +235,32 @@ def _paragraphs(lines: Iterator[str]) -> Iterator[Piece]:
 # --- documents from records --------------------------------------------------------------------------------------
 
 
-def read_jsonl(files: Iterable[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each line's place, as `file:line`, and its JSON object. Blank lines are skipped.
-
-    Raises UserError where a line is not valid UTF-8, not JSON, or not an object.
-    """
-    for file in files:
-        offset = 0
-        try:
-            with file.open("rb") as stream:
-                for number, line in enumerate(stream, 1):
-                    if line.strip():
-                        place = f"{file}:{number}"
-                        yield place, _object(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, place, offset)
-                    offset += len(line)
-        except OSError as error:
-            raise UserError(f"{file}: cannot be read ({error.strerror})") from None
-
-
-def _object(line: bytes, place: str, offset: int) -> dict[str, Any]:
-    try:
-        record = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{place}: not valid UTF-8 at byte {offset + error.start} of the file ({error.reason}); convert it to UTF-8"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{place}: not JSON ({error}); data=jsonl needs one JSON object on each line") from None
-    if not isinstance(record, dict):
-        raise UserError(f'{place}: {type(record).__name__}, not an object; each line must be like {{"text": "…"}}')
-    return record
-
-
 def _render(records: Iterator[tuple[str, dict[str, Any]]], template: Template) -> Iterator[Piece]:
     for place, record in records:
-        text = template.render(record, place)
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
+        yield from pieces_of([_rendered(template, record, place)])
+
+
+def _render_pairs(
+    records: Iterator[tuple[str, dict[str, Any]]], prompt: Template, completion: Template
+) -> Iterator[Piece]:
+    for place, record in records:
+        before, after = (_rendered(template, record, place) for template in (prompt, completion))
+        if not after:
             raise UserError(
-                f"{place}: {text[error.start]!r} is half of a surrogate pair, not a character; mend or drop this record"
-            ) from None
-        yield from pieces_of([text])
+                f"{place}: {completion.option} gives no text, so there is nothing to learn; mend or drop this record"
+            )
+        yield Piece(before + after, ends=True, prompt=len(before))
+
+
+def _rendered(template: Template, record: dict[str, Any], place: str) -> str:
+    text = template.render(record, place)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{place}: {text[error.start]!r} is half of a surrogate pair, not a character; mend or drop this record"
+        ) from None
+    return text
 
 
 # --- Python's own library ----------------------------------------------------------------------------------------

@@ -11,12 +11,14 @@ import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
 from gpt.text.documents import Piece
+from gpt.text.streams import PAIR
 from gpt.text.tokenizers import Tokenizer
 
 POOL_FROM_BYTES = 16_000_000  # starting processes takes as long as tokenizing a few megabytes
@@ -27,21 +29,36 @@ Batch = tuple[str, list[Piece]]  # the side of the split, and pieces in order
 _worker_tokenizer: Tokenizer  # set once in each worker process
 
 
-def encode_pieces(tokenizer: Tokenizer, pieces: list[Piece]) -> np.ndarray:
-    """The ids of all pieces, [n_tokens], with an end of text after each document."""
+@dataclass(frozen=True)
+class Encoded:
+    """Tokens of consecutive pieces: `ids` [n_tokens], and the `pairs` [n_pairs] of `PAIR` in them."""
+
+    ids: np.ndarray
+    pairs: np.ndarray
+
+
+def encode_pieces(tokenizer: Tokenizer, pieces: list[Piece]) -> Encoded:
+    """All pieces, with an end of text after each document; a prompt and its completion are encoded apart."""
     end = np.array([tokenizer.end_of_text], dtype=tokenizer.dtype)
-    parts = []
-    for piece, ids in zip(pieces, tokenizer.encode_batch([piece.text for piece in pieces]), strict=True):
-        parts.append(ids)
-        if piece.ends:
-            parts.append(end)
-    return np.concatenate(parts)
+    encoded = iter(tokenizer.encode_batch([part for piece in pieces for part in piece.parts]))
+    ids: list[np.ndarray] = []
+    pairs: list[tuple[int, int, int]] = []
+    length = 0
+    for piece in pieces:
+        own = [next(encoded) for _ in piece.parts] + [end] * piece.ends
+        ids += own
+        own_length = sum(map(len, own))
+        if piece.prompt is not None:
+            borrowed = not len(own[0])  # the end of text before an empty prompt
+            pairs.append((length - borrowed, len(own[0]) + borrowed, own_length + borrowed))
+        length += own_length
+    return Encoded(np.concatenate(ids), np.array(pairs, dtype=PAIR))
 
 
 def encode_all(
     tokenizer: Tokenizer, folder: Path, pieces: Iterable[tuple[str, Piece]], n_bytes: int, workers: int
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Sides and ids of all pieces, in the pieces' order on each side.
+) -> Iterator[tuple[str, Encoded]]:
+    """Sides and tokens of all pieces, in the pieces' order on each side.
 
     `folder` holds the saved tokenizer; `n_bytes` of text are expected; `workers` = 0 means one for each core.
     """
@@ -49,7 +66,7 @@ def encode_all(
     if workers == 1 or n_bytes < POOL_FROM_BYTES:
         yield from ((side, encode_pieces(tokenizer, batch)) for side, batch in _batches(pieces))
         return
-    waiting: deque[tuple[str, Future[np.ndarray]]] = deque()
+    waiting: deque[tuple[str, Future[Encoded]]] = deque()
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start, initargs=(folder,))
     try:
         for side, batch in _batches(pieces):
@@ -88,5 +105,5 @@ def _start(folder: Path) -> None:
     _worker_tokenizer = Tokenizer.load(folder)
 
 
-def _encode(pieces: list[Piece]) -> np.ndarray:
+def _encode(pieces: list[Piece]) -> Encoded:
     return encode_pieces(_worker_tokenizer, pieces)

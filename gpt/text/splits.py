@@ -1,7 +1,8 @@
 """Which text is held out, and what a first pass over the corpus learns.
 
 A document is held out when a hash of its text (of its first piece) is a small fraction, so equal documents are always
-on the same side, whatever their order. Of a single document, the end is held out.
+on the same side, whatever their order; of a prompt/completion pair, a hash of the prompt, so that a prompt with several
+completions is too. Of a single document, the end is held out.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from gpt.options import UserError
 from gpt.text.documents import Piece, Source
 
 SPLITS = ("train", "val")
+EVERY_HASH = 2**64  # as a threshold: everything is held out
 _BLOCK = 16_384  # characters; the grain in which training text for a tokenizer is spread over the corpus
 
 
@@ -52,6 +54,7 @@ class Scan:
     n_documents: int = 0
     n_characters: int = 0
     n_bytes: int = 0  # of UTF-8
+    completion_bytes: int = 0  # of UTF-8, of pairs
     hashes: tuple[int, int] | None = None  # smallest and largest
 
     @property
@@ -59,18 +62,20 @@ class Scan:
         return self.n_documents, self.n_characters, self.n_bytes
 
     def add(self, piece: Piece, starts: bool) -> None:
-        encoded = piece.text.encode("utf-8")
+        self.n_documents += starts
         self.n_characters += len(piece.text)
-        self.n_bytes += len(encoded)
-        if starts:
-            self.n_documents += 1
-            own = _hash(encoded)
-            low, high = self.hashes or (own, own)
-            self.hashes = (min(low, own), max(high, own))
+        self.n_bytes += len(piece.text.encode("utf-8"))
+        if piece.prompt is not None:
+            self.completion_bytes += len(piece.text[piece.prompt :].encode("utf-8"))
+
+    def add_hash(self, own: int) -> None:
+        low, high = self.hashes or (own, own)
+        self.hashes = (min(low, own), max(high, own))
 
 
-def _hash(encoded: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "big")
+def _hash(piece: Piece, by_prompt: bool) -> int:
+    text = piece.text[: piece.prompt] if by_prompt else piece.text
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "big")
 
 
 def with_starts(pieces: Iterator[Piece]) -> Iterator[tuple[Piece, bool]]:
@@ -86,6 +91,8 @@ def scan(source: Source, option: str, characters: CharacterCounts | None) -> Sca
     found = Scan()
     for piece, starts in with_starts(source.read()):
         found.add(piece, starts)
+        if starts:
+            found.add_hash(_hash(piece, source.by_prompt))
         if characters:
             characters.add(piece.text)
     if not found.n_documents:
@@ -121,7 +128,7 @@ class Split:
         side = "train"
         for piece, starts in with_starts(self.source.read()):
             if starts and self.val_source is None:
-                side = "val" if _hash(piece.text.encode("utf-8")) < self.threshold else "train"
+                side = "val" if _hash(piece, self.source.by_prompt) < self.threshold else "train"
             yield side, piece, starts
         if self.val_source and not only_train:
             for piece, starts in with_starts(self.val_source.read()):
@@ -146,6 +153,8 @@ def divide(source: Source, found: Scan, val_fraction: float) -> Split:
     Raises UserError where that cannot be.
     """
     low, high = found.hashes or (0, 0)
+    if found.n_documents == 1 and source.pairs:
+        raise UserError(f"{source.description}: a single pair cannot be divided; give more, or name data.val_files")
     if found.n_documents == 1:
         cut = int(found.n_characters * (1 - val_fraction))
         if not 0 < cut < found.n_characters:
@@ -155,11 +164,12 @@ def divide(source: Source, found: Scan, val_fraction: float) -> Split:
             )
         return Split(source, cut=cut)
     if low == high:
+        what = "prompts" if source.by_prompt else "pairs" if source.pairs else "documents"
         raise UserError(
-            f"{source.description}: all {found.n_documents:,} documents are the same, so none can be held out; "
+            f"{source.description}: all {found.n_documents:,} {what} are the same, so none can be held out; "
             "give other text, or name data.val_files"
         )
-    return Split(source, threshold=min(max(int(val_fraction * 2**64), low + 1), high))
+    return Split(source, threshold=min(max(int(val_fraction * EVERY_HASH), low + 1), high))
 
 
 def training_texts(split: Split, n_bytes: int, most: int) -> Callable[[], Iterator[str]]:
@@ -169,12 +179,20 @@ def training_texts(split: Split, n_bytes: int, most: int) -> Callable[[], Iterat
         due = n_bytes
         for _, piece in split.pieces(only_train=True):
             if n_bytes <= most:
-                yield piece.text
+                yield from piece.parts
                 continue
-            for start in range(0, len(piece.text), _BLOCK):
+            for block in _blocks(piece):
                 due += most
                 if due >= n_bytes:
                     due -= n_bytes
-                    yield piece.text[start : start + _BLOCK]
+                    yield from block
 
     return texts
+
+
+def _blocks(piece: Piece) -> Iterator[tuple[str, ...]]:
+    """What is chosen or not as a whole: stretches of a document; a pair, so that no rhythm picks one kind of part."""
+    if piece.prompt is not None:
+        yield piece.parts
+    else:
+        yield from ((piece.text[start : start + _BLOCK],) for start in range(0, len(piece.text), _BLOCK))

@@ -18,13 +18,14 @@ _TOKENS = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[{}]|[^{}]+")
 
 @dataclass(frozen=True)
 class Template:
-    """`parts`: (text, False) for literal text, (name, True) for a field."""
+    """`parts`: (text, False) for literal text, (name, True) for a field. `option` is where it was written."""
 
     parts: tuple[tuple[str, bool], ...]
+    option: str
 
     @classmethod
-    def parse(cls, template: str, option: str = "data.template") -> Template:
-        """Raises UserError, naming `option`, where a brace has no partner or a field no name."""
+    def parse(cls, template: str, option: str = "data.template", needs_field: bool = True) -> Template:
+        """Raises UserError, naming `option`, where a brace has no partner, a field no name, or a field is missing."""
         parts = []
         for token in _TOKENS.findall(template):
             if token in ("{{", "}}"):
@@ -38,14 +39,19 @@ class Template:
                 parts.append((token[1:-1], True))
             else:
                 parts.append((token, False))
-        if not any(is_field for _, is_field in parts):
+        parsed = cls(tuple(parts), option)
+        if needs_field and not parsed.has_field:
             raise UserError(f"{option}: {template!r} uses no field, so all documents would be alike; write {{text}}")
-        return cls(tuple(parts))
+        return parsed
 
     @classmethod
     def of_field(cls, name: str) -> Template:
         """Just the field `name`, whatever characters are in its name."""
-        return cls(((name, True),))
+        return cls(((name, True),), "data.column")
+
+    @property
+    def has_field(self) -> bool:
+        return any(is_field for _, is_field in self.parts)
 
     def render(self, record: dict[str, Any], place: str) -> str:
         """The text of `record`. Strings stand as they are, null is empty, other values are JSON.
@@ -56,7 +62,7 @@ class Template:
         if missing:
             raise UserError(
                 f"{place}: no field {missing[0]!r}, only {', '.join(map(repr, record)) or 'none at all'}; "
-                "name fields in data.template='{title}\\n{text}' (or data.column of a huggingface data set)"
+                f"name one that is there in {self.option}"
             )
         return "".join(_text(record[part]) if is_field else part for part, is_field in self.parts)
 

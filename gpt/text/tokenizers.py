@@ -21,6 +21,7 @@ import tokenizers
 
 from gpt.options import UserError
 from gpt.text.encoders import BYTE_OF, CHARACTER_SPLIT, Encoder, fast_encoder, is_bytes, utf8, word_pattern
+from gpt.text.released import build_released, read_json, special_tokens
 
 END_OF_TEXT = "<|endoftext|>"
 _USUAL_ENDS = (END_OF_TEXT, "</s>", "[SEP]")
@@ -146,36 +147,35 @@ class Tokenizer:
     def load(cls, path: Path) -> Tokenizer:
         """Load a folder with tokenizer.json, ours or a stranger's, or the file itself.
 
-        Raises UserError where there is none, where it cannot be read, or where no token ends a text.
+        A folder without one may have what came before it (`released.py`). Raises UserError where there is neither,
+        where it cannot be read, or where no token ends a text.
         """
+        folder = path if path.is_dir() else path.parent
         file = path / "tokenizer.json" if path.is_dir() else path
-        if not file.is_file():
+        if file.is_file():
+            try:
+                backend = tokenizers.Tokenizer.from_file(str(file))
+            except Exception as error:  # the library raises plain Exception
+                raise UserError(f"{file}: not a tokenizer.json of the tokenizers library ({error})") from None
+        elif path.is_dir():
+            backend = build_released(path)
+        else:
             raise UserError(f"{path}: no tokenizer.json there; give a folder that contains one, or the file itself")
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises plain Exception
-            raise UserError(f"{file}: not a tokenizer.json of the tokenizers library ({error})") from None
-        config = _read_config(file.parent / "tokenizer_config.json")
-        named = config.get("eos_token")
-        named = named.get("content") if isinstance(named, dict) else named
-        for token in (named, *_USUAL_ENDS):
-            if token and backend.token_to_id(token) is not None:
-                return cls(backend, token, _without_code(config, token))
-        raise UserError(
-            f"{file}: no token ends a text; name one of its tokens as eos_token in {file.parent}/tokenizer_config.json"
-        )
+        token = _end_of_text(folder, backend)
+        return cls(backend, token, _without_code(read_json(folder / "tokenizer_config.json"), token))
 
 
-def _read_config(file: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read as JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{file}: must hold one JSON object, not {type(config).__name__}")
-    return config
+def _end_of_text(folder: Path, backend: tokenizers.Tokenizer) -> str:
+    """The token that ends a text: named by the tokenizer, by the model beside it, or usual. Raises UserError."""
+    index = read_json(folder / "config.json").get("eos_token_id")
+    index = index[0] if isinstance(index, list) and index else index
+    by_model = backend.id_to_token(index) if type(index) is int and 0 <= index < 2**32 else None
+    for token in (special_tokens(folder).get("eos_token"), by_model, *_USUAL_ENDS):
+        if token and backend.token_to_id(token) is not None:
+            return token
+    raise UserError(
+        f"{folder}: no token ends a text; name one of its tokens as eos_token in {folder}/tokenizer_config.json"
+    )
 
 
 def _without_code(config: dict[str, Any], end_of_text: str) -> dict[str, Any] | None:

@@ -2,7 +2,8 @@
 
 `loss` is the mean over every evaluated token in nats, from non-overlapping windows with dropout off: deterministic,
 and the same whatever the batch size. Bits per byte divide the same sum by the UTF-8 bytes that the tokens stand
-for, which makes tokenizers comparable (Gao et al. 2020, The Pile, section 3.1).
+for, which makes tokenizers comparable (Gao et al. 2020, The Pile, section 3.1). Of prompt/completion pairs, only
+completions count, in tokens and in bytes.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ from __future__ import annotations
 import gzip
 import lzma
 import math
+import sys
 from dataclasses import dataclass
 
 import torch
 
 from gpt.model.hardware import Hardware
 from gpt.model.transformer import Decoder
+from gpt.options import UserError
 from gpt.text.batches import IGNORE, val_batches
-from gpt.text.shards import TokenStream
+from gpt.text.streams import PairStream, TokenStream
 from gpt.text.tokenizers import Tokenizer
 
+LARGEST_EXPONENT = math.log(sys.float_info.max)
 LARGEST_COMPRESSED = 32 * 2**20  # bytes; xz takes about a second for each MB
 
 
@@ -35,44 +39,60 @@ class Evaluation:
     def bits_per_byte(self) -> float:
         return self.loss * self.n_tokens / math.log(2) / self.n_bytes if self.n_bytes else math.nan
 
+    @property
+    def perplexity(self) -> float:
+        """e to the `loss`: of how many equally likely tokens the model would be as unsure."""
+        return math.inf if self.loss > LARGEST_EXPONENT else math.exp(self.loss)
+
 
 @torch.no_grad()
 def evaluate(
     model: Decoder,
-    stream: TokenStream,
+    split: TokenStream,
     tokenizer: Tokenizer,
     hardware: Hardware,
     batch_size: int,
     max_tokens: int | None = None,
+    stride: int | None = None,
 ) -> Evaluation:
-    """Evaluate on all of a stream, or on its first `max_tokens` tokens."""
+    """Evaluate on all tokens of a split that count, or on the first `max_tokens` of them.
+
+    `stride`: by how many tokens the windows of a stream move (1 … context length); below the context length they
+    overlap, and each token sees more context. Raises UserError where no token counts, ValueError as `val_batches` does.
+    """
     was_training = model.training
     model.eval()
     lengths = tokenizer.token_bytes
     total = torch.zeros((), dtype=torch.float64)
     n_tokens, n_bytes = 0, 0.0
-    for inputs, targets in val_batches(stream, model.config.context_length, batch_size, max_tokens):
+    for inputs, targets in val_batches(split, model.config.context_length, batch_size, max_tokens, stride):
         with hardware.autocast():
             loss = model(torch.from_numpy(inputs).to(hardware.device), torch.from_numpy(targets).to(hardware.device))
         total += loss.double().cpu() if hardware.device.type != "mps" else loss.cpu().double()
         counted = targets[targets != IGNORE]
         n_tokens += len(counted)
         # Not every tokenizer knows the bytes of a token; then each stands for the mean of the split.
-        n_bytes += float(lengths[counted].sum()) if lengths is not None else len(counted) * mean_bytes(stream)
+        n_bytes += float(lengths[counted].sum()) if lengths is not None else len(counted) * split.mean_bytes
     model.train(was_training)
+    if not n_tokens:
+        raise UserError(
+            f"nothing to evaluate: no held-out token counts with model.context_length={model.config.context_length}; "
+            "give more held-out text, or shorter prompts"
+        )
     return Evaluation(total.item() / n_tokens, n_tokens, n_bytes)
 
 
-def mean_bytes(stream: TokenStream) -> float:
-    return stream.n_bytes / max(1, len(stream) - 1)
+def compressors(split: TokenStream, tokenizer: Tokenizer, max_tokens: int | None = None) -> dict[str, float] | None:
+    """Bits per byte of `gzip -9` and `xz -9` on the evaluated text.
 
-
-def compressors(stream: TokenStream, tokenizer: Tokenizer, max_tokens: int | None = None) -> dict[str, float] | None:
-    """Bits per byte of `gzip -9` and `xz -9` on the evaluated text; None where that is too long, or has no bytes."""
-    n_tokens = len(stream) if max_tokens is None else min(len(stream), max_tokens + 1)
-    if tokenizer.token_bytes is None or n_tokens * mean_bytes(stream) > LARGEST_COMPRESSED:
+    None where that is too long, or has no bytes, or is of pairs, whose completions follow from more than themselves.
+    """
+    n_tokens = len(split) if max_tokens is None else min(len(split), max_tokens + 1)
+    if isinstance(split, PairStream) or tokenizer.token_bytes is None:
         return None
-    text = tokenizer.decode(stream.read(0, n_tokens).tolist()).encode("utf-8")
+    if n_tokens * split.mean_bytes > LARGEST_COMPRESSED:
+        return None
+    text = tokenizer.decode(split.read(0, n_tokens).tolist()).encode("utf-8")
     if not text:
         return None
     sizes = {"gzip -9": len(gzip.compress(text, 9)), "xz -9": len(lzma.compress(text, preset=9))}

@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gpt.text.batches import IGNORE, permute, train_batch, val_batches, window_starts, windows_per_epoch
+from gpt.options import UserError
+from gpt.text.batches import IGNORE, training_data, val_batches
+from gpt.text.permutation import permute
+from gpt.text.windows import train_batch, window_starts, windows_per_epoch
 
 
 class Stream:
@@ -74,3 +77,45 @@ def test_evaluation_counts_every_token_once(n_tokens: int, max_tokens: int | Non
             assert np.array_equal(targets[counted], inputs[counted] + 1)
             seen += targets[counted].tolist()
         assert seen == expected
+
+
+def test_the_interface_deals_the_same_windows() -> None:
+    data = training_data(Stream(500), 16, seed=9, global_batch=4)
+    for first in (0, 28, 200):
+        for found, expected in zip(data.batch(first, 5), train_batch(Stream(500), 16, 9, first, 5), strict=True):
+            assert np.array_equal(found, expected)
+    assert data.sequences_per_epoch == windows_per_epoch(500, 16)
+    assert (data.tokens_per_sequence, data.truncated, data.dropped, data.description) == (16, 0, 0, "")
+    with pytest.raises(UserError, match=r"16 tokens to train on, but model\.context_length=16"):
+        training_data(Stream(16), 16, seed=9, global_batch=4)
+
+
+@pytest.mark.parametrize("max_tokens", [None, 1, 16, 17, 50])
+@pytest.mark.parametrize("n_tokens", [1, 2, 17, 18, 100])
+@pytest.mark.parametrize("stride", [1, 5, 15, 16])
+def test_overlapping_windows_count_every_token_once(n_tokens: int, max_tokens: int | None, stride: int) -> None:
+    """Against the loop of https://huggingface.co/docs/transformers/perplexity, on inputs and targets."""
+    end = min(n_tokens - 1, max_tokens or n_tokens)
+    expected, counted_to = [], 0
+    for begin in range(0, end, stride):
+        stop = min(begin + 16, end)
+        expected += [(begin, target) for target in range(counted_to + 1, stop + 1)]
+        counted_to = stop
+        if stop == end:
+            break
+    for batch_size in (1, 3, 100):
+        seen = []
+        for inputs, targets in val_batches(Stream(n_tokens), 16, batch_size, max_tokens, stride):
+            assert inputs.shape == targets.shape
+            assert 0 < len(inputs) <= batch_size
+            counted = targets != IGNORE
+            assert counted.any(axis=1).all()
+            assert np.array_equal(targets[counted], inputs[counted] + 1)
+            seen += [(int(inputs[row, 0]), int(targets[row, column])) for row, column in np.argwhere(counted)]
+        assert seen == expected
+
+
+@pytest.mark.parametrize("stride", [0, -1, 17])
+def test_strides_that_leave_tokens_out_are_refused(stride: int) -> None:
+    with pytest.raises(ValueError, match=f"stride={stride}"):
+        val_batches(Stream(100), 16, 4, stride=stride)

@@ -21,8 +21,9 @@ from odd_texts import random_text, real_text
 
 from gpt.config import DataConfig, TokenizerConfig
 from gpt.options import UserError
-from gpt.text import documents, parallel_encoding, shards
-from gpt.text.shards import Corpus, TokenStream, prepare
+from gpt.text import documents, parallel_encoding, shards, streams
+from gpt.text.shards import Corpus, prepare
+from gpt.text.streams import TokenStream
 from gpt.text.tokenizers import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -159,7 +160,7 @@ def test_corpora_that_cannot_be_split(tmp_path: Path, texts: list[str], message:
 
 
 def test_reading_crosses_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "SHARD_TOKENS", 100)
+    monkeypatch.setattr(streams, "SHARD_TOKENS", 100)
     text = real_text()[:1234]
     corpus = prepare(config(tmp_path, write(tmp_path / "a.txt", text)), BYTE)
     assert sorted(path.name for path in corpus.folder.glob("train-*.bin")) == [f"train-{i:05d}.bin" for i in range(12)]

@@ -1,0 +1,43 @@
+"""A pseudo-random permutation that is evaluated where it is needed, instead of being built and kept.
+
+Sources: a Feistel network and cycle walking (Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains"); mixing
+constants of SplitMix64 (Steele et al. 2014).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+FEISTEL_ROUNDS = 4
+
+
+def permute(index: NDArray[np.uint64], size: int, key: NDArray[np.uint64] | np.uint64) -> NDArray[np.uint64]:
+    """A pseudo-random permutation of 0 … size - 1, evaluated at `index` without building it."""
+    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    low = (np.uint64(1) << half) - np.uint64(1)
+
+    def encrypt(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        left, right = value >> half, value & low
+        for round_ in range(FEISTEL_ROUNDS):
+            left, right = right, left ^ (mix(right ^ mix(key ^ np.uint64(round_))) & low)
+        return (left << half) | right
+
+    value = encrypt(index)
+    while (outside := value >= size).any():  # the network permutes a power of four: walk on to land inside
+        value[outside] = encrypt(value[outside])
+    return value
+
+
+def mix(value: NDArray[np.uint64] | np.uint64) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser: well-spread 64 bits from any 64 bits."""
+    with np.errstate(over="ignore"):
+        mixed = np.asarray(value, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return mixed ^ (mixed >> np.uint64(31))
+
+
+def epoch_key(seed: int, epoch: int) -> NDArray[np.uint64]:
+    """The key that everything random in one epoch of a run derives from."""
+    return mix(np.uint64(seed) ^ mix(np.uint64(epoch)))

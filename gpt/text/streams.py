@@ -1,0 +1,183 @@
+"""Token files: how one split of a corpus lies on disk, written once and then memory-mapped.
+
+    train-00000.bin …  the stream of tokens, little-endian, in shards of `SHARD_TOKENS`
+    train-pairs.bin    of prompt/completion pairs: a record of `PAIR` for each
+
+A stream starts with an end of text and has one after each document, or after each pair's prompt and completion. A
+prompt without tokens is the end of text before it, as for `sample.py`, so there is always one to predict from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from gpt.options import UserError
+from gpt.text.tokenizers import Tokenizer
+
+SHARD_TOKENS = 2**26
+# Where in the stream a pair starts, and how many tokens its prompt and the whole of it (end of text included) have.
+PAIR = np.dtype([("start", "<i8"), ("prompt", "<i4"), ("length", "<i4")])
+
+
+class TokenStream:
+    """The tokens of one split, memory-mapped over all its shards. `n_bytes` and `n_characters` are of its text."""
+
+    def __init__(self, folder: Path, dtype: np.dtype, meta: dict[str, Any]):
+        self.dtype = dtype
+        self.n_documents: int = meta["documents"]
+        self.n_bytes: int = meta["bytes"]
+        self.n_characters: int = meta["characters"]
+        self._files = [folder / shard["file"] for shard in meta["shards"]]
+        self._starts = np.cumsum([0] + [shard["tokens"] for shard in meta["shards"]])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def mean_bytes(self) -> float:
+        """UTF-8 bytes of text for each token that counts in training: all but the first."""
+        return self.n_bytes / max(1, len(self) - 1)
+
+    @cached_property
+    def _maps(self) -> list[np.ndarray]:
+        return [np.memmap(file, dtype=self.dtype, mode="r") for file in self._files]
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        """Tokens [length] from `start` on, as a copy of `dtype`. Raises IndexError beyond the stream."""
+        if start < 0 or length < 0 or start + length > len(self):
+            raise IndexError(f"tokens {start} to {start + length} of a stream of {len(self)}")
+        out = np.empty(length, dtype=self.dtype)
+        done = 0
+        shard = int(np.searchsorted(self._starts, start, side="right")) - 1
+        while done < length:
+            first = start + done - int(self._starts[shard])
+            part = self._maps[shard][first : first + length - done]
+            out[done : done + len(part)] = part
+            done += len(part)
+            shard += 1
+        return out
+
+
+class PairStream(TokenStream):
+    """A stream of prompt/completion pairs, and where each of them is.
+
+    `completion_tokens` counts the ends of text after the completions, `completion_bytes` (of UTF-8) does not.
+    """
+
+    def __init__(self, folder: Path, dtype: np.dtype, meta: dict[str, Any]):
+        super().__init__(folder, dtype, meta)
+        self.completion_tokens: int = meta["pairs"]["completion_tokens"]
+        self.completion_bytes: int = meta["pairs"]["completion_bytes"]
+        self._index_file = folder / meta["pairs"]["file"]
+
+    @property
+    def mean_bytes(self) -> float:
+        """UTF-8 bytes of completions for each token of them, ends of text included."""
+        return self.completion_bytes / max(1, self.completion_tokens)
+
+    @cached_property
+    def index(self) -> np.ndarray:
+        """All pairs in the order of the files, [n_pairs] of `PAIR`."""
+        if not self.n_documents:
+            return np.zeros(0, dtype=PAIR)  # an empty file cannot be mapped
+        return np.memmap(self._index_file, dtype=PAIR, mode="r")
+
+    def pairs(self) -> Iterator[tuple[list[int], list[int]]]:
+        """Ids of each pair: its prompt (an end of text if it is empty), and its completion without the end of text."""
+        for start, prompt, length in self.index:
+            tokens = self.read(int(start), int(length)).tolist()
+            yield tokens[:prompt], tokens[prompt:-1]
+
+
+def open_stream(folder: Path, dtype: np.dtype, meta: dict[str, Any]) -> TokenStream:
+    """The split that `meta` describes. Raises UserError where a file has not the size that it says."""
+    files = {shard["file"]: shard["tokens"] * dtype.itemsize for shard in meta["shards"]}
+    if "pairs" in meta:
+        files[meta["pairs"]["file"]] = meta["documents"] * PAIR.itemsize
+    for name, expected in files.items():
+        file = folder / name
+        size = file.stat().st_size if file.is_file() else 0
+        if size != expected or not file.is_file():
+            raise UserError(f"{file}: has {size:,} bytes, not {expected:,}; delete {folder} and run again")
+    return PairStream(folder, dtype, meta) if "pairs" in meta else TokenStream(folder, dtype, meta)
+
+
+class StreamWriter:
+    """Appends tokens and pairs to the files of one split, and hashes them. `meta` is then what readers need to know."""
+
+    def __init__(self, folder: Path, split: str, tokenizer: Tokenizer, pairs: bool):
+        self.folder, self.split, self.dtype = folder, split, tokenizer.dtype
+        self.n_tokens = self.n_pairs = self.completion_tokens = 0
+        self._tokens_digest = hashlib.blake2b(f"{split} {tokenizer.dtype.name}".encode(), digest_size=16)
+        self._index_digest = hashlib.blake2b(digest_size=16)
+        self._shards: list[dict[str, Any]] = []
+        self._file: BinaryIO | None = None
+        self._index = (folder / f"{split}-pairs.bin").open("wb") if pairs else None
+        self.write(np.array([tokenizer.end_of_text]), np.zeros(0, dtype=PAIR))
+
+    def write(self, ids: np.ndarray, pairs: np.ndarray) -> None:
+        """Append ids [n_tokens], and the pairs [n_pairs] of `PAIR` in them, whose starts count from `ids[0]`."""
+        if self._index is not None:
+            pairs = pairs.copy()
+            pairs["start"] += self.n_tokens
+            self.n_pairs += len(pairs)
+            self.completion_tokens += int(pairs["length"].sum(dtype=np.int64) - pairs["prompt"].sum(dtype=np.int64))
+            self._index_digest.update(pairs.data)
+            self._index.write(pairs.data)
+        ids = ids.astype(self.dtype, copy=False)
+        self._tokens_digest.update(ids.data)
+        self.n_tokens += len(ids)
+        while len(ids):
+            if self._file is None or self._shards[-1]["tokens"] == SHARD_TOKENS:
+                self._start_shard()
+            ids = self._append(ids)
+
+    def _start_shard(self) -> None:
+        _close(self._file)
+        name = f"{self.split}-{len(self._shards):05d}.bin"
+        self._file = (self.folder / name).open("wb")
+        self._shards.append({"file": name, "tokens": 0})
+
+    def _append(self, ids: np.ndarray) -> np.ndarray:
+        """Write what the open shard has room for; what is left."""
+        assert self._file is not None
+        part = ids[: SHARD_TOKENS - self._shards[-1]["tokens"]]
+        self._file.write(part.data)
+        self._shards[-1]["tokens"] += len(part)
+        return ids[len(part) :]
+
+    @property
+    def digest(self) -> bytes:
+        """Of the tokens, and of the pairs where there is an index."""
+        return self._tokens_digest.digest() + (self._index_digest.digest() if self._index else b"")
+
+    def meta(self, n_documents: int, n_characters: int, n_bytes: int, completion_bytes: int) -> dict[str, Any]:
+        """The split's part of meta.json; what the text held is the caller's to know."""
+        counts = {"tokens": self.n_tokens, "documents": n_documents, "characters": n_characters, "bytes": n_bytes}
+        if self._index is None:
+            return counts | {"shards": self._shards}
+        pairs = {
+            "file": f"{self.split}-pairs.bin",
+            "completion_tokens": self.completion_tokens,
+            "completion_bytes": completion_bytes,
+        }
+        return counts | {"shards": self._shards, "pairs": pairs}
+
+    def close(self) -> None:
+        """Make sure that all is on disk."""
+        _close(self._file)
+        _close(self._index)
+
+
+def _close(file: BinaryIO | None) -> None:
+    if file is not None:
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
