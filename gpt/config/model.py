@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from gpt.options import Mistake, Options, option
 
 DIALECTS = ("gpt2", "llama", "qwen3")
+ROPE_SCALINGS = ("none", "linear", "llama3")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,22 @@ class ModelConfig(Options):
         choices=("auto", "learned", "sinusoidal", "rotary"),
     )
     rope_theta: float = option(10000.0, "base of the rotary frequencies (llama, qwen3)", above=0)
+    rope_scaling: str = option(
+        "none",
+        "how the rotary frequencies are stretched to a longer context (llama, qwen3): linear: all by rope_factor; "
+        "llama3: only the slow ones, as Llama 3.1",
+        choices=ROPE_SCALINGS,
+    )
+    rope_factor: float = option(1.0, "what rotary frequencies are divided by (rope_scaling)", low=1)
+    rope_low_freq_factor: float = option(
+        1.0, "llama3 scaling: waves longer than rope_original_context / this are divided by rope_factor", above=0
+    )
+    rope_high_freq_factor: float = option(
+        4.0, "llama3 scaling: waves shorter than rope_original_context / this are left alone", above=0
+    )
+    rope_original_context: int | None = option(
+        None, "llama3 scaling: context before it was stretched; null: context_length", unit="tokens", low=1
+    )
     norm_eps: float = option(1e-5, "added to the variance in normalisation layers", above=0)
 
     @property
@@ -52,6 +69,10 @@ class ModelConfig(Options):
         if self.n_hidden:
             return self.n_hidden
         return 4 * self.n_embd if self.dialect == "gpt2" else 32 * math.ceil(8 * self.n_embd / 3 / 32)
+
+    @property
+    def original_context(self) -> int:
+        return self.rope_original_context or self.context_length
 
     @property
     def position_kind(self) -> str:
@@ -78,4 +99,15 @@ class ModelConfig(Options):
                 found.append(Mistake("n_kv_head", "gpt2 has no grouped queries; use llama or qwen3"))
             if self.head_dim and self.head_dim * self.n_head != self.n_embd:
                 found.append(Mistake("head_dim", "in gpt2 it must be n_embd / n_head; leave it null"))
-        return found
+        return found + self.rope_mistakes()
+
+    def rope_mistakes(self) -> list[Mistake]:
+        if self.rope_scaling == "none":
+            unused = "does nothing without rope_scaling; choose linear or llama3, or leave it 1"
+            return [Mistake("rope_factor", unused)] if self.rope_factor != 1 else []
+        if self.position_kind != "rotary":
+            return [Mistake("rope_scaling", "needs rotary positions; use dialect=llama or qwen3, or none")]
+        if self.rope_scaling == "llama3" and self.rope_high_freq_factor <= self.rope_low_freq_factor:
+            greater = f"must be greater than rope_low_freq_factor={self.rope_low_freq_factor:g}"
+            return [Mistake("rope_high_freq_factor", greater)]
+        return []

@@ -1,220 +1,148 @@
 """Model folders in Hugging Face's three dialects: the one reader and writer of weights.
 
 A folder holds `config.json` (the dialect's own keys) and `model.safetensors` (the dialect's own names, true
-vocabulary size, no padding rows), so transformers' `AutoModelForCausalLM` loads what is written here and what it
-saves is loaded here. Nothing in a folder is unpickled or executed.
-
-Legend: C width, F hidden width, H query heads, K key/value heads, D head size, V vocabulary.
-Sources: transformers' `modeling_gpt2.py`, `modeling_llama.py` and `modeling_qwen3.py` (names, layouts and keys).
+vocabulary size, no padding rows), so transformers' `AutoModelForCausalLM` loads what is written here. What it saves
+and what was released is loaded here: whole or sharded, safetensors or `pytorch_model.bin`, in fp32 or half of it.
+Nothing in a folder is executed. `dialects.py` has the names, `tensor_files.py` the file formats.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+import math
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from gpt.config import ModelConfig
+from gpt.model.dialects import BASE_PREFIX, HEAD, Entry, from_huggingface_config, tensor_table, to_huggingface_config
+from gpt.model.tensor_files import FLOATING, SAFETENSORS, Stored, list_tensors, read_object
 from gpt.model.transformer import INIT_STD, Decoder
-from gpt.options import ConfigError, UserError, from_dict
+from gpt.options import UserError
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-ARCHITECTURES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One tensor of a folder, and the rows of our parameter that it is."""
-
-    theirs: str
-    ours: str
-    rows: slice = field(default_factory=lambda: slice(None))
-    transposed: bool = False  # GPT-2's Conv1D keeps [in, out] where nn.Linear keeps [out, in]
+CONFIG_FILE = "config.json"
+SHARD_BYTES = 5 * 10**9
+MAX_POSITIONS = 2**22  # no tensor bounds a rotary model's context, so a config could ask for any table
+# Tables that follow from the configuration, which older versions of transformers saved with the weights.
+BUFFERS = re.compile(r"h\.\d+\.attn\.(masked_)?bias|(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
-def tensor_table(config: ModelConfig, vocab_size: int) -> Iterator[Entry]:
-    """Every tensor of a model folder in this dialect."""
-    vocabulary = slice(0, vocab_size)
-    if config.dialect == "gpt2":
-        yield Entry("transformer.wte.weight", "embed.weight", vocabulary)
-        yield Entry("transformer.wpe.weight", "positions.weight")
-        for layer in range(config.n_layer):
-            yield from gpt2_block(f"transformer.h.{layer}.", f"blocks.{layer}.")
-        yield Entry("transformer.ln_f.weight", "norm.weight")
-        yield Entry("transformer.ln_f.bias", "norm.bias")
-    else:
-        yield Entry("model.embed_tokens.weight", "embed.weight", vocabulary)
-        for layer in range(config.n_layer):
-            yield from llama_block(config, f"model.layers.{layer}.", f"blocks.{layer}.")
-        yield Entry("model.norm.weight", "norm.weight")
-    if not config.tie_embeddings:
-        yield Entry("lm_head.weight", "head.weight", vocabulary)
-
-
-def gpt2_block(theirs: str, ours: str) -> Iterator[Entry]:
-    for their_norm, our_norm in (("ln_1", "attention_norm"), ("ln_2", "mlp_norm")):
-        for part in ("weight", "bias"):
-            yield Entry(f"{theirs}{their_norm}.{part}", f"{ours}{our_norm}.{part}")
-    for their_layer, our_layer in (
-        ("attn.c_attn", "attention.qkv"),
-        ("attn.c_proj", "attention.out"),
-        ("mlp.c_fc", "mlp.up"),
-        ("mlp.c_proj", "mlp.down"),
-    ):
-        yield Entry(f"{theirs}{their_layer}.weight", f"{ours}{our_layer}.weight", transposed=True)
-        yield Entry(f"{theirs}{their_layer}.bias", f"{ours}{our_layer}.bias")
-
-
-def llama_block(config: ModelConfig, theirs: str, ours: str) -> Iterator[Entry]:
-    queries, keys, hidden = config.n_head * config.head_width, config.kv_heads * config.head_width, config.hidden_width
-    qkv = f"{ours}attention.qkv.weight"
-    yield Entry(f"{theirs}input_layernorm.weight", f"{ours}attention_norm.weight")
-    yield Entry(f"{theirs}self_attn.q_proj.weight", qkv, slice(0, queries))
-    yield Entry(f"{theirs}self_attn.k_proj.weight", qkv, slice(queries, queries + keys))
-    yield Entry(f"{theirs}self_attn.v_proj.weight", qkv, slice(queries + keys, queries + 2 * keys))
-    yield Entry(f"{theirs}self_attn.o_proj.weight", f"{ours}attention.out.weight")
-    if config.dialect == "qwen3":
-        yield Entry(f"{theirs}self_attn.q_norm.weight", f"{ours}attention.q_norm.weight")
-        yield Entry(f"{theirs}self_attn.k_norm.weight", f"{ours}attention.k_norm.weight")
-    yield Entry(f"{theirs}post_attention_layernorm.weight", f"{ours}mlp_norm.weight")
-    yield Entry(f"{theirs}mlp.gate_proj.weight", f"{ours}mlp.up.weight", slice(0, hidden))
-    yield Entry(f"{theirs}mlp.up_proj.weight", f"{ours}mlp.up.weight", slice(hidden, 2 * hidden))
-    yield Entry(f"{theirs}mlp.down_proj.weight", f"{ours}mlp.down.weight")
-
-
-# Our option → the key of the dialect's config.json.
-LLAMA_KEYS = {
-    "n_layer": "num_hidden_layers",
-    "n_head": "num_attention_heads",
-    "n_kv_head": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "n_embd": "hidden_size",
-    "n_hidden": "intermediate_size",
-    "context_length": "max_position_embeddings",
-    "norm_eps": "rms_norm_eps",
-    "rope_theta": "rope_theta",
-    "tie_embeddings": "tie_word_embeddings",
-}
-GPT2_KEYS = {
-    "n_layer": "n_layer",
-    "n_head": "n_head",
-    "n_embd": "n_embd",
-    "n_hidden": "n_inner",
-    "context_length": "n_positions",
-    "norm_eps": "layer_norm_epsilon",
-    "tie_embeddings": "tie_word_embeddings",
-}
-KEYS = {"gpt2": GPT2_KEYS, "llama": LLAMA_KEYS, "qwen3": LLAMA_KEYS}
-# What transformers assumes where a key is absent; keys that are neither here nor in the file are refused.
-ABSENT: dict[str, dict[str, Any]] = {
-    "gpt2": {"n_inner": None, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True},
-    "llama": {"num_key_value_heads": None, "head_dim": None, "rms_norm_eps": 1e-6, "rope_theta": 1e4}
-    | {"tie_word_embeddings": False},
-    "qwen3": {"head_dim": 128, "rms_norm_eps": 1e-6, "rope_theta": 1e4, "tie_word_embeddings": False},
-}
-
-
-def to_huggingface_config(config: ModelConfig, vocab_size: int, end_of_text: int) -> dict[str, Any]:
-    """The keys of `config.json`."""
-    shape = {
-        "n_layer": config.n_layer,
-        "n_head": config.n_head,
-        "n_kv_head": config.kv_heads,
-        "head_dim": config.head_width,
-        "n_embd": config.n_embd,
-        "n_hidden": config.hidden_width,
-        "context_length": config.context_length,
-        "norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
-        "tie_embeddings": config.tie_embeddings,
-    }
-    keys = {
-        "architectures": [ARCHITECTURES[config.dialect]],
-        "model_type": config.dialect,
-        "vocab_size": vocab_size,
-        "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
-        "initializer_range": INIT_STD,
-        "dtype": "float32",
-    } | {theirs: shape[ours] for ours, theirs in KEYS[config.dialect].items()}
-    if config.dialect == "gpt2":
-        dropout = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), config.dropout)
-        return keys | dropout | {"activation_function": "gelu_new"}
-    keys |= {"hidden_act": "silu", "attention_bias": False, "attention_dropout": config.dropout}
-    keys["rope_parameters"] = {"rope_type": "default", "rope_theta": config.rope_theta}  # transformers 5; 4: rope_theta
-    return keys | ({"mlp_bias": False} if config.dialect == "llama" else {"use_sliding_window": False})
-
-
-# What a dialect's decoder computes here. A folder whose key says otherwise is another architecture.
-FIXED_KEYS: dict[str, dict[str, tuple[Any, ...]]] = {
-    "gpt2": {
-        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-        "scale_attn_weights": (True,),
-        "scale_attn_by_inverse_layer_idx": (False,),
-        "add_cross_attention": (False,),
-    },
-    "llama": {
-        "hidden_act": ("silu", "swish"),
-        "attention_bias": (False,),
-        "mlp_bias": (False,),
-        "rope_scaling": (None,),
-    },
-    "qwen3": {
-        "hidden_act": ("silu", "swish"),
-        "attention_bias": (False,),
-        "use_sliding_window": (False,),
-        "rope_scaling": (None,),
-    },
-}
-
-
-def from_huggingface_config(keys: Mapping[str, Any], where: Path) -> tuple[ModelConfig, int]:
-    """The decoder's configuration and vocabulary size. Raises UserError naming each key that it cannot express."""
-    dialect = keys.get("model_type")
-    if dialect not in ARCHITECTURES:
-        raise UserError(f"{where}: model_type={dialect!r} is not one of {', '.join(ARCHITECTURES)}")
-    refused = [
-        f"{name}={keys[name]!r} (only {' or '.join(map(repr, allowed))})"
-        for name, allowed in FIXED_KEYS[dialect].items()
-        if name in keys and keys[name] not in allowed
-    ]
-    rope = keys.get("rope_parameters") or {}
-    if rope.get("rope_type", "default") != "default":
-        refused.append(f"rope_parameters.rope_type={rope['rope_type']!r} (only 'default')")
-    if refused:
-        raise UserError(f"{where}: this architecture cannot be represented: " + "; ".join(refused))
-    keys = ABSENT[dialect] | dict(keys) | ({"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {})
-    missing = [name for name in (*KEYS[dialect].values(), "vocab_size") if name not in keys]
-    if missing:
-        raise UserError(f"{where}: missing {', '.join(missing)}")
-    if not isinstance(keys["vocab_size"], int) or keys["vocab_size"] < 1:
-        raise UserError(f"{where}: vocab_size={keys['vocab_size']!r} is not a positive whole number")
+def read_config(folder: Path) -> tuple[ModelConfig, int]:
+    """The decoder's configuration and vocabulary size from a folder's `config.json`. Raises UserError."""
+    path = folder / CONFIG_FILE
     try:
-        shape = {ours: keys[theirs] for ours, theirs in KEYS[dialect].items()}
-        return from_dict(ModelConfig, {"dialect": dialect} | shape), keys["vocab_size"]
-    except ConfigError as error:
-        theirs = KEYS[dialect]
-        listed = (replace(mistake, option=theirs.get(mistake.option, mistake.option)) for mistake in error.mistakes)
-        raise UserError(f"{where}: " + "; ".join(map(str, listed))) from None
+        return from_huggingface_config(read_object(path), path)
+    except FileNotFoundError:
+        raise UserError(f"{folder} is not a model folder: it has no {CONFIG_FILE}") from None
 
 
-def save_model(model: Decoder, folder: Path, end_of_text: int) -> None:
-    """Write `config.json` and `model.safetensors` (fp32) into an existing folder."""
-    keys = to_huggingface_config(model.config, model.vocab_size, end_of_text)
-    (folder / CONFIG_FILE).write_text(json.dumps(keys, indent=2) + "\n")
+def load_model(folder: Path) -> Decoder:
+    """The decoder in a folder, in fp32 on the CPU, at a peak of its own size and one tensor.
+
+    Raises UserError where the folder is not whole.
+    """
+    config, vocab_size = read_config(folder)
+    if config.position_kind == "rotary" and config.context_length > MAX_POSITIONS:
+        limit = f"max_position_embeddings={config.context_length} is more than {MAX_POSITIONS}"
+        raise UserError(f"{folder / CONFIG_FILE}: {limit}; write the context that you need there")
+    weights = matching_tensors(folder, config, vocab_size)  # before anything of the claimed size is allocated
+    with SkipInit():
+        model = Decoder(config, vocab_size)
+    copy_weights(model, weights)
+    return model
+
+
+class SkipInit(TorchFunctionMode):
+    """Within it, modules leave their parameters as allocated, which takes neither time nor resident memory.
+
+    The usual way, the meta device, imports 80 MB of Python at its first random number, which takes two seconds.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function is Tensor.zero_ or getattr(function, "__module__", None) == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
+def load_weights(model: Decoder, folder: Path) -> None:
+    """Copy a folder's weights into a model of the same shape, one tensor at a time.
+
+    Raises UserError that lists every tensor that is missing, unknown or of the wrong shape.
+    """
+    copy_weights(model, matching_tensors(folder, model.config, model.vocab_size))
+
+
+def matching_tensors(folder: Path, config: ModelConfig, vocab_size: int) -> list[tuple[Entry, Stored]]:
+    """Each tensor of the decoder and where the folder stores it, the embedding first.
+
+    Raises UserError that lists every tensor that is missing, unknown, of the wrong shape or of no floating type.
+    """
+    stored = list_tensors(folder)
+    where = f"{folder} does not fit its {CONFIG_FILE}"
+    if config.n_layer > len(stored):  # the table below would grow with the number that config.json claims
+        raise UserError(f"{where}: it has {len(stored)} tensors for {config.n_layer} layers")
+    entries = {entry.theirs: entry for entry in tensor_table(config, vocab_size)}
+    needed = set(entries)
+    if config.tie_embeddings:  # some tools write the tied head out; it must then equal the embedding
+        embedding = next(iter(entries.values()))
+        entries[HEAD] = Entry(HEAD, "head.weight", embedding.shape, embedding.rows)
+    names, wrong = full_names(stored, config)
+    wrong += [f"{name} is missing" for name in needed - names.keys()]
+    wrong += [f"{names[name]} is unknown" for name in names.keys() - entries.keys()]
+    for name in entries.keys() & names.keys():
+        found, expected = stored[names[name]], entries[name].shape
+        if found.shape != expected:
+            wrong.append(f"{names[name]} has shape {list(found.shape)}, not {list(expected)}")
+        elif found.dtype not in FLOATING:
+            wrong.append(f"{names[name]} is of type {found.dtype}, not a floating one")
+    if wrong:
+        raise UserError(f"{where}:\n  " + "\n  ".join(sorted(wrong)))
+    return [(entry, stored[names[name]]) for name, entry in entries.items() if name in names]
+
+
+def full_names(stored: Mapping[str, Stored], config: ModelConfig) -> tuple[dict[str, str], list[str]]:
+    """The full name of each stored weight → its name in the file, and a line for each that is there twice.
+
+    Transformers' base models (GPT2Model, LlamaModel, as the released GPT-2) save names without the first part.
+    """
+    prefix = BASE_PREFIX[config.dialect]
+    names: dict[str, str] = {}
+    twice = []
+    for name in stored:
+        if BUFFERS.fullmatch(name.removeprefix(prefix)):
+            continue
+        full = name if name == HEAD else prefix + name.removeprefix(prefix)
+        if full in names:
+            twice.append(f"{name} is there twice, also as {names[full]}")
+        names[full] = name
+    return names, twice
+
+
+@torch.no_grad()
+def copy_weights(model: Decoder, weights: Sequence[tuple[Entry, Stored]]) -> None:
+    """Copy stored tensors into the model's parameters, in the parameters' own precision and on their device."""
     parameters = saved_tensors(model)
-    tensors = {}
-    for entry in tensor_table(model.config, model.vocab_size):
-        part = parameters[entry.ours].detach()[entry.rows]
-        tensors[entry.theirs] = (part.T if entry.transposed else part).to("cpu", torch.float32).contiguous()
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    # The largest first: while it is held twice, least of the model is filled, so it does not add to the peak.
+    for entry, stored in sorted(weights, key=lambda pair: -math.prod(pair[0].shape)):
+        tensor = stored.take()
+        if entry.theirs == HEAD and model.config.tie_embeddings:
+            target = parameters["embed.weight"][entry.rows]  # filled already, being as large and first in the table
+            if not torch.equal(tensor.to(target), target):
+                raise UserError(
+                    f"{stored.file}: {HEAD} differs from the embedding, though tie_word_embeddings is true in "
+                    f"{CONFIG_FILE}; set it to false there if the two are meant to differ"
+                )
+        else:
+            parameters[entry.ours][entry.rows].copy_(tensor.T if entry.transposed else tensor)
+        del tensor
 
 
 def saved_tensors(model: Decoder) -> dict[str, Tensor]:
@@ -225,81 +153,38 @@ def saved_tensors(model: Decoder) -> dict[str, Tensor]:
     return parameters
 
 
-def read_config(folder: Path) -> tuple[ModelConfig, int]:
-    """The decoder's configuration and vocabulary size from a folder's `config.json`. Raises UserError."""
-    path = folder / CONFIG_FILE
-    try:
-        keys = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder} is not a model folder: it has no {CONFIG_FILE}") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    if not isinstance(keys, dict):
-        raise UserError(f"{path} does not hold a JSON object")
-    return from_huggingface_config(keys, path)
+def save_model(
+    model: Decoder,
+    folder: Path,
+    end_of_text: int,
+    dtype: torch.dtype = torch.float32,
+    max_shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write `config.json` and the weights in `dtype` into an existing folder, replacing safetensors of an earlier save.
 
-
-def load_model(folder: Path) -> Decoder:
-    """The decoder in a folder, in fp32 on the CPU. Raises UserError where the folder is not whole."""
-    config, vocab_size = read_config(folder)
-    with torch.device("meta"):
-        model = Decoder(config, vocab_size)
-    model.to_empty(device="cpu")  # this undoes the sharing of a tied head
-    model.tie_and_tabulate()
-    for table in (model.embed, model.head):
-        table.weight.data[vocab_size:] = 0
-    load_weights(model, folder)
-    return model
-
-
-@torch.no_grad()
-def load_weights(model: Decoder, folder: Path) -> None:
-    """Copy a folder's weights into a model of the same shape, one tensor at a time.
-
-    Raises UserError that lists every tensor that is missing, unknown or of the wrong shape.
+    Weights of more than `max_shard_bytes` go to several files and an index. What must be cast, transposed or moved from
+    a GPU is held twice, one file's worth at a time.
     """
-    path = folder / WEIGHTS_FILE
-    parameters = saved_tensors(model)
+    from huggingface_hub import split_torch_state_dict_into_shards
+
     entries = {entry.theirs: entry for entry in tensor_table(model.config, model.vocab_size)}
-    try:
-        with safe_open(path, framework="pt") as file:
-            check_tensors(file, entries, parameters, path)
-            for name, entry in entries.items():
-                tensor = file.get_tensor(name)
-                parameters[entry.ours][entry.rows].copy_(tensor.T if entry.transposed else tensor)
-    except FileNotFoundError:
-        raise UserError(f"{folder} is not a model folder: it has no {WEIGHTS_FILE}") from None
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-
-
-def check_tensors(file: Any, entries: Mapping[str, Entry], parameters: Mapping[str, Tensor], path: Path) -> None:
-    present = set(file.keys())
-    wrong = [f"{name} is missing" for name in entries.keys() - present]
-    # A tied head is written out by some tools; it must then equal the embedding, and says nothing new.
-    wrong += [f"{name} is unknown" for name in present - entries.keys() - {"lm_head.weight"}]
-    for name in entries.keys() & present:
-        entry = entries[name]
-        expected = list(parameters[entry.ours][entry.rows].shape)
-        expected = expected[::-1] if entry.transposed else expected
-        if (found := file.get_slice(name).get_shape()) != expected:
-            wrong.append(f"{name} has shape {found}, not {expected}")
-    if wrong:
-        raise UserError(f"{path} does not fit its {CONFIG_FILE}:\n  " + "\n  ".join(sorted(wrong)))
-
-
-def find_model(path: str | Path) -> Path:
-    """The model folder that a user's `checkpoint` means: a run's best, or the folder itself. Raises UserError."""
-    given = Path(path).expanduser()
-    for folder in (given / "checkpoints" / "best", given / "best", given):
-        if (folder / "config.json").is_file():
-            return folder
-    if not given.exists():
-        raise UserError(
-            f"checkpoint={path}: there is no such folder; give a run (runs/…), a checkpoint or a model folder"
-        )
-    if not given.is_dir():
-        raise UserError(f"checkpoint={path}: this is a file; give the folder of a run, a checkpoint or a model")
-    if (given / "checkpoints").is_dir() or (given / "config.yaml").is_file():
-        raise UserError(f"checkpoint={path}: this run has no checkpoint yet; train it further first")
-    raise UserError(f"checkpoint={path}: this is no checkpoint: it has neither checkpoints/best nor config.json")
+    shapes = {name: torch.empty(entry.shape, dtype=dtype, device="meta") for name, entry in entries.items()}
+    plan = split_torch_state_dict_into_shards(
+        shapes, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_bytes
+    )
+    for stale in (SAFETENSORS, f"{SAFETENSORS}.index.json", "model-?????-of-?????.safetensors"):
+        for path in folder.glob(stale):
+            path.unlink()
+    parameters = saved_tensors(model)
+    for file, names in plan.filename_to_tensors.items():
+        tensors = {}
+        for entry in map(entries.__getitem__, names):
+            part = parameters[entry.ours].detach()[entry.rows].to("cpu", dtype)
+            tensors[entry.theirs] = (part.T if entry.transposed else part).contiguous()
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        (folder / f"{SAFETENSORS}.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    name = str(dtype).removeprefix("torch.")
+    keys = to_huggingface_config(model.config, model.vocab_size, end_of_text, name, INIT_STD)
+    (folder / CONFIG_FILE).write_text(json.dumps(keys, indent=2) + "\n")

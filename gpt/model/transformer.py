@@ -54,8 +54,7 @@ class Decoder(nn.Module):
         if config.position_kind == "sinusoidal":
             self.register_buffer("sinusoids", sinusoids(config.context_length, config.n_embd), persistent=False)
         if config.position_kind == "rotary":
-            table = rotary_table(config.context_length, config.head_width, config.rope_theta)
-            self.register_buffer("rotary", table, persistent=False)
+            self.register_buffer("rotary", rotary_table(config), persistent=False)
         forbidden = torch.zeros(self.embed.num_embeddings)
         forbidden[self.vocab_size :] = -torch.inf
         self.register_buffer("forbidden", forbidden, persistent=False)
@@ -212,11 +211,32 @@ def norm_layer(config: ModelConfig, width: int) -> nn.Module:
     return nn.RMSNorm(width, eps=config.norm_eps)
 
 
-def rotary_table(length: int, width: int, theta: float) -> Tensor:
+def rotary_table(config: ModelConfig) -> Tensor:
     """Cosines and sines of the angle of each position and frequency: [2, T, D / 2]."""
-    frequencies = theta ** (-torch.arange(0, width, 2, dtype=torch.float32) / width)
-    angles = torch.arange(length, dtype=torch.float32)[:, None] * frequencies
+    angles = torch.arange(config.context_length, dtype=torch.float32)[:, None] * rotary_frequencies(config)
     return torch.stack((angles.cos(), angles.sin()))
+
+
+def rotary_frequencies(config: ModelConfig) -> Tensor:
+    """The angle in radians that each pair of features turns by per position, [D / 2]: theta^(-2d/D), scaled.
+
+    The order of operations is that of transformers' `modeling_rope_utils.py`: at position 100,000 a last bit of a
+    frequency is an angle of 0.006. The llama3 scaling divides waves longer than `long` tokens by the factor, leaves
+    those shorter than `short` alone, and goes from one to the other linearly in the number of turns in between.
+    """
+    even = torch.arange(0, config.head_width, 2, dtype=torch.float32)
+    frequencies = 1.0 / (config.rope_theta ** (even / config.head_width))
+    if config.rope_scaling == "none":
+        return frequencies
+    stretched = frequencies / config.rope_factor
+    if config.rope_scaling == "linear":
+        return stretched
+    low, high = config.rope_low_freq_factor, config.rope_high_freq_factor
+    long, short = config.original_context / low, config.original_context / high
+    waves = 2 * math.pi / frequencies  # in tokens
+    kept = (config.original_context / waves - low) / (high - low)
+    between = (1 - kept) * frequencies / config.rope_factor + kept * frequencies
+    return torch.where(waves > long, stretched, torch.where(waves < short, frequencies, between))
 
 
 def rotate(x: Tensor, rotary: Tensor) -> Tensor:

@@ -1,0 +1,135 @@
+"""The tensors in a model folder's files: safetensors, or PyTorch's pickles read without running what is in them.
+
+Both come whole (`model.safetensors`) or in shards beside an index (`model.safetensors.index.json`), as transformers'
+`save_pretrained` writes them. Listing safetensors reads no data; a pickle is read whole, and each tensor forgotten when
+it is taken.
+Formats: https://huggingface.co/docs/safetensors and torch.load with `weights_only`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from gpt.options import UserError
+
+SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
+FLOATING = ("F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16")  # as either format spells it
+
+
+@dataclass(eq=False)
+class Stored:
+    """A tensor in a file: what the file says of it, and, of a pickle, the tensor itself until it is taken."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    pickled: Tensor | None = None
+
+    def take(self) -> Tensor:
+        """The data on the CPU; of a pickle only once. Raises UserError where the file has broken meanwhile."""
+        if self.pickled is not None:
+            tensor, self.pickled = self.pickled, None
+            return tensor
+        return read_safetensor(self.file, self.name)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a folder's weights, safetensors before pickles. Raises UserError where there are none."""
+    for name in (SAFETENSORS, PICKLE):
+        if (folder / name).is_file():
+            return [folder / name]
+        if (folder / f"{name}.index.json").is_file():
+            return indexed_files(folder / f"{name}.index.json")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} is not a model folder: it has no {SAFETENSORS}")
+    raise UserError(f"{folder} holds no weights: neither {SAFETENSORS} nor {PICKLE}, whole or with an .index.json")
+
+
+def indexed_files(index: Path) -> list[Path]:
+    """The shards that an index names. Raises UserError where it names none, or one outside its folder."""
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index} names no files: it has no weight_map")
+    suffix = index.name.removesuffix(".index.json").rpartition(".")[2]
+    files = []
+    for name in sorted({str(name) for name in weight_map.values()}):
+        if Path(name).name != name or "\\" in name or not name.endswith(f".{suffix}"):
+            raise UserError(f"{index} names {name!r}, which is no .{suffix} file of its own folder")
+        if not (index.parent / name).is_file():
+            raise UserError(f"{index} names {name}, which is not there; download or copy it too")
+        files.append(index.parent / name)
+    return files
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises UserError, but FileNotFoundError where there is no such file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} does not hold a JSON object")
+    return content
+
+
+def list_tensors(folder: Path) -> dict[str, Stored]:
+    """Every tensor of a folder by its name there. Raises UserError."""
+    found: dict[str, Stored] = {}
+    for file in weight_files(folder):
+        listed = list_safetensors(file) if file.suffix == ".safetensors" else list_pickled(file)
+        for name in listed.keys() & found.keys():
+            raise UserError(f"{file} holds {name}, which is also in {found[name].file.name}")
+        found |= listed
+    return found
+
+
+def list_safetensors(file: Path) -> dict[str, Stored]:
+    """The tensors in one file of safetensors, without their data. Raises UserError."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (it is no mapping)
+            return {name: Stored(file, name, tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from None
+
+
+def read_safetensor(file: Path, name: str) -> Tensor:
+    """One tensor of a file of safetensors, on the CPU. Raises UserError."""
+    try:
+        with safe_open(file, framework="pt") as opened:  # closed each time: the pages that it maps stay resident
+            return opened.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from None
+
+
+def list_pickled(file: Path) -> dict[str, Stored]:
+    """The tensors in one file of torch.save, with their data. Raises UserError."""
+    try:
+        # Not mmap: a mapped file stays resident until its last tensor goes; memory of its own goes tensor by tensor.
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception:  # a damaged pickle raises anything; torch's own message tells how to run the code in one
+        raise UserError(
+            f"{file} cannot be read: it is damaged, or a pickle of more than tensors, which could run any code; "
+            f"use a {SAFETENSORS} of this model"
+        ) from None
+    if not isinstance(content, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
+    ):
+        raise UserError(f"{file} cannot be read: it does not hold tensors by name")
+    return {name: Stored(file, name, tuple(tensor.shape), kind(tensor), tensor) for name, tensor in content.items()}
+
+
+def kind(tensor: Tensor) -> str:
+    layout = "" if tensor.layout is torch.strided else f"{tensor.layout} of "
+    return f"{layout}{tensor.dtype}".replace("torch.", "")
