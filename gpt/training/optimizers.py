@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt.config import OptimizerConfig
+from gpt.model.lora import adapters_of
 from gpt.model.transformer import Decoder
 
 
@@ -74,12 +75,17 @@ def orthogonalise(x: Tensor, coefficients: tuple[float, float, float], steps: in
 
 
 class Optimizers:
-    """The optimizers of a model, stepped as one; their state is saved by parameter name."""
+    """The optimizers of a model's trainable parameters, stepped as one; their state is saved by parameter name."""
 
     def __init__(self, model: Decoder, config: OptimizerConfig, muon_dtype: torch.dtype) -> None:
         self.config = config
-        self.names: dict[Tensor, str] = {param: name for name, param in model.named_parameters()}
-        matrices = [p for p in model.blocks.parameters() if config.name == "muon" and p.dim() == 2]
+        self.names: dict[Tensor, str] = {p: name for name, p in model.named_parameters() if p.requires_grad}
+        # Muon is for whole weights. The factors of adapters are none: what they stand for is the product B A, the same
+        # for (B M^-1)(M A), and orthogonalising a factor's update takes one such choice for the true one. B starts at
+        # zero, so A's first gradients are near nothing, and Muon would blow them up to full size.
+        factors = {factor for adapter in adapters_of(model).values() for factor in (adapter.lora_a, adapter.lora_b)}
+        whole = [p for p in model.blocks.parameters() if p.requires_grad and p.dim() == 2 and p not in factors]
+        matrices = whole if config.name == "muon" else []
         in_muon = set(matrices)
         others = [p for p in self.names if p not in in_muon]
         groups = [

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from gpt.config import ModelConfig, OptimizerConfig
+from gpt.config import LoRAConfig, ModelConfig, OptimizerConfig
+from gpt.model.lora import add_adapters
 from gpt.model.transformer import Decoder
 from gpt.training.optimizers import BatchedMuon, Optimizers, clip_gradients, orthogonalise
 
@@ -80,6 +81,32 @@ def test_muon_moves_the_matrices_of_blocks_and_adamw_the_rest() -> None:
         in_muon = name.startswith("blocks.") and model.get_parameter(name).dim() == 2
         assert (key == "momentum_buffer") == in_muon
     assert {path.split("/")[0] for path in optimizers.state_tensors()} == dict(model.named_parameters()).keys()
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_adapters_train_with_adamw_and_the_base_keeps_its_bits(name: str) -> None:
+    model = small_model()
+    add_adapters(model, LoRAConfig(rank=2))
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    optimizers = Optimizers(model, OptimizerConfig(name=name, l1=0.1), torch.float32)
+    tokens = torch.randint(64, (2, 8))
+    for _ in range(2):  # A has no gradient while B is zero
+        model(tokens, tokens).backward()
+        optimizers.step(1.0)
+        optimizers.zero_grad()
+    factors = {name for name in before if "lora_" in name}
+    assert {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])} == factors
+    keys = {f"{factor}/{key}" for factor in factors for key in ("exp_avg", "exp_avg_sq", "step")}
+    assert optimizers.state_tensors().keys() == keys
+
+
+def test_a_frozen_model_has_no_state() -> None:
+    model = small_model().requires_grad_(False)
+    before = [parameter.clone() for parameter in model.parameters()]
+    optimizers = Optimizers(model, OptimizerConfig(), torch.float32)
+    optimizers.step(1.0)
+    assert optimizers.state_tensors() == {}
+    assert all(map(torch.equal, model.parameters(), before))
 
 
 def test_l1_is_a_soft_threshold_on_matrices() -> None:
