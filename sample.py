@@ -12,6 +12,7 @@ COMMAND = Command(
     examples=(
         "python sample.py checkpoint=runs/stdlib-mini prompt='def '",
         "python sample.py checkpoint=runs/stdlib-mini num_samples=3 temperature=0.7 top_k=50 top_p=0.95 seed=42",
+        "python sample.py checkpoint=runs/stdlib-mini prompt='def ' num_beams=4 num_samples=2",
         "python sample.py checkpoint=runs/stdlib-mini prompt_file=prompts.txt output=samples.jsonl",
         "python sample.py checkpoint=runs/stdlib-mini interactive=true",
     ),

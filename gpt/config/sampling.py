@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from gpt.config.device import device_mistakes
 from gpt.options import Mistake, Options, option
 
+DEFAULT_TEMPERATURE = 0.8
+
 
 @dataclass(frozen=True)
 class SampleConfig(Options):
@@ -20,19 +22,27 @@ class SampleConfig(Options):
     output: str | None = option(None, "JSONL file for prompts and samples, instead of standard output", free_text=True)
     max_new_tokens: int = option(200, "longest continuation", unit="tokens", low=1)
     num_samples: int = option(1, "continuations of each prompt", low=1)
-    temperature: float = option(0.8, "divides the logits; 0: always the likeliest token", low=0)
+    temperature: float | None = option(
+        None, f"divides the logits; 0: always the likeliest token; null: {DEFAULT_TEMPERATURE}", low=0
+    )
     top_k: int | None = option(None, "sample only from the k likeliest tokens", low=1)
     top_p: float | None = option(None, "sample from the smallest set with this probability", above=0, high=1)
     min_p: float | None = option(
         None, "sample from tokens with this share of the likeliest's probability", low=0, high=1
     )
     repetition_penalty: float = option(1.0, "above 1: make tokens already in the text less likely (CTRL)", above=0)
+    num_beams: int = option(1, "above 1: beam search, which returns the num_samples best of so many beams", low=1)
+    length_penalty: float = option(
+        1.0, "beams are compared by log-probability / tokens ** this; more favours longer text", low=-10, high=10
+    )
     stop: tuple[str, ...] = option(
         (), "end before this text; repeat the option for several", free_text=True, escapes=True
     )
-    seed: int = option(1337, "sample i of a seed is the same alone and in a batch", low=0, below=2**63)
-    batch_size: int = option(32, "sequences decoded at once", unit="sequences", low=1)
-    stream: bool = option(True, "print text while it is made (one sample of one prompt)")
+    seed: int = option(
+        1337, "sample i of a seed is the same alone and in a batch; no influence on beams", low=0, below=2**63
+    )
+    batch_size: int = option(32, "sequences decoded at once, each beam being one", unit="sequences", low=1)
+    stream: bool = option(True, "print text while it is made (one sample of one prompt, no beams)")
     interactive: bool = option(False, "read prompts from the terminal, one a line")
     device: str = option("auto", "auto: cuda, else mps, else cpu; also cuda:1")
     precision: str = option("auto", "weights and arithmetic: auto, fp32 or bf16", choices=("auto", "fp32", "bf16"))
@@ -51,6 +61,24 @@ class SampleConfig(Options):
                 found.append(Mistake("num_samples", "does not go with interactive=true"))
         elif self.prompt and self.prompt_file:
             found.append(Mistake("prompt_file", "give prompt or prompt_file, not both"))
+        found += self.beam_mistakes()
         if any(not text for text in self.stop):
             found.append(Mistake("stop", "an empty text would stop at once; leave the option away"))
+        return found
+
+    def beam_mistakes(self) -> list[Mistake]:
+        if self.num_beams == 1:
+            if self.length_penalty != 1:
+                return [Mistake("length_penalty", "compares beams; ask for some, as num_beams=4, or leave it away")]
+            return []
+        found = [
+            Mistake(name, "beam search is deterministic and does not sample; leave it away, or num_beams")
+            for name in ("temperature", "top_k", "top_p", "min_p")
+            if getattr(self, name) is not None
+        ]
+        if self.num_samples > self.num_beams:
+            found.append(Mistake("num_samples", f"is more than num_beams={self.num_beams}; raise num_beams"))
+        if self.num_beams > self.batch_size:
+            message = f"a prompt's beams are decoded at once, and batch_size={self.batch_size} is less; raise it"
+            found.append(Mistake("num_beams", message))
         return found

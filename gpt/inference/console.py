@@ -8,40 +8,32 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from gpt.config import SampleConfig
+from gpt.config.sampling import DEFAULT_TEMPERATURE
+from gpt.inference.beam import beam_search
 from gpt.inference.decode import Sample, generate
 from gpt.inference.sampling import Sampling
 from gpt.model.hardware import choose_device, choose_hardware
-from gpt.model.huggingface import find_model, load_model
-from gpt.model.transformer import Decoder
+from gpt.model.opening import open_checkpoint
 from gpt.options import UserError
-from gpt.text.tokenizers import Tokenizer
 
 
 class Sampler:
     """A model, its tokenizer, and how it samples."""
 
     def __init__(self, config: SampleConfig) -> None:
-        folder = find_model(config.checkpoint)
         self.config = config
-        self.tokenizer = Tokenizer.load(folder)
-        self.model: Decoder = load_model(folder)
-        if self.tokenizer.vocab_size > self.model.vocab_size:
-            raise UserError(
-                f"checkpoint={config.checkpoint}: the tokenizer has {self.tokenizer.vocab_size} tokens, "
-                f"the model only {self.model.vocab_size}; they do not belong together"
-            )
+        folder, self.model, self.tokenizer = open_checkpoint(config.checkpoint)
         # The CPU's default stays fp32, so that cached decoding equals the uncached model to the last digits.
         automatic = "auto" if choose_device(config.device).type == "cuda" else "fp32"
         precision = automatic if config.precision == "auto" else config.precision
         hardware = choose_hardware(config.device, precision, self.model.config.n_embd)
         self.model.to(hardware.device, hardware.dtype).eval()
-        self.sampling = Sampling(
-            config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty
-        )
+        temperature = DEFAULT_TEMPERATURE if config.temperature is None else config.temperature
+        self.sampling = Sampling(temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty)
         say(f"{folder}: {self.model.parameter_count():,} parameters, {hardware.describe(cached=True)}")
 
     def steps(self, jobs: list[tuple[str, int]]) -> Iterator[list[Sample]]:
@@ -56,18 +48,40 @@ class Sampler:
             seed=self.config.seed,
         )
 
+    def search(self, prompts: list[str]) -> list[list[Sample]]:
+        """The `num_samples` best continuations of each prompt that beam search finds, prompts decoded together."""
+        return beam_search(
+            self.model,
+            self.tokenizer,
+            prompts,
+            num_beams=self.config.num_beams,
+            num_return=self.config.num_samples,
+            max_new_tokens=self.config.max_new_tokens,
+            length_penalty=self.config.length_penalty,
+            repetition_penalty=self.config.repetition_penalty,
+            stop=self.config.stop,
+        )
+
     def samples(self, prompts: list[str]) -> Iterator[Sample]:
-        """All samples of all prompts, in order, `batch_size` at a time."""
+        """All samples of all prompts, in order, `batch_size` sequences at a time."""
+        if self.config.num_beams > 1:
+            waiting = iter(prompts)
+            while group := list(islice(waiting, self.config.batch_size // self.config.num_beams)):
+                yield from chain.from_iterable(self.search(group))
+            return
         jobs = ((prompt, number) for prompt in prompts for number in range(self.config.num_samples))
         while batch := list(islice(jobs, self.config.batch_size)):
             *_, done = self.steps(batch)
             yield from done
 
     def stream(self, prompt: str, number: int = 0) -> None:
-        """Print a prompt and its continuation while it is made."""
+        """Print a prompt and its continuation: while it is made, or with beams once it is found."""
         put(prompt)
-        for (sample,) in self.steps([(prompt, number)]):
-            put(sample.piece)
+        if self.config.num_beams > 1:
+            put(self.search([prompt])[0][0].text)
+        else:
+            for (sample,) in self.steps([(prompt, number)]):
+                put(sample.piece)
         put("\n")
 
 
@@ -141,6 +155,7 @@ def write_samples(sampler: Sampler, prompts: list[str], path: Path) -> None:
             for made in sampler.samples(prompts):
                 record = {"prompt": made.prompt, "sample": made.number, "text": made.text}
                 record |= {"ended": made.ended, "tokens": made.n_tokens}
+                record |= {} if made.score is None else {"score": made.score}
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
         if replaced:
             partial.replace(path)

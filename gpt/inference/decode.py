@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from gpt.inference.sampling import Sampling, draw, penalise_repetition, random_s
 from gpt.model.kv_cache import KVCache
 from gpt.model.transformer import Decoder
 from gpt.text.tokenizers import Tokenizer
+
+Prompt: TypeAlias = str | Sequence[int]  # a text, or token ids
 
 
 def window_start(n_tokens: int, context_length: int) -> int:
@@ -50,8 +53,9 @@ def decode(
     are never chosen: released models often have more rows than their tokenizer has tokens.
     """
     active = list(rows)
-    logits, cache = prefill(model, active, max_new_tokens)  # [B, V]
-    seen = tokens_seen(active, model.vocab_size, logits.device) if sampling.repetition_penalty != 1 else None
+    prompts = [row.tokens for row in active]
+    logits, cache = prefill(model, prompts, max_new_tokens)  # [B, V]
+    seen = tokens_seen(prompts, model.vocab_size, logits.device) if sampling.repetition_penalty != 1 else None
     for step in range(max_new_tokens):
         for row, token in zip(active, choose(logits[:, :vocab_size], active, sampling, seen), strict=True):
             row.tokens.append(token)
@@ -62,25 +66,25 @@ def decode(
             return
         if len(kept) < len(active):
             active = [active[i] for i in kept]
-            cache.keep_rows(kept)
+            cache.select_rows(kept)
             seen = None if seen is None else seen[kept]
         newest = torch.tensor([row.tokens[-1:] for row in active], device=logits.device)  # [B, 1]
         if seen is not None:
             seen.scatter_(1, newest, True)
-        refill(model, active, cache)
+        refill(model, [row.tokens for row in active], cache)
         logits = model(newest, cache=cache)[:, -1].float()
 
 
-def prefill(model: Decoder, rows: Sequence[Row], max_new_tokens: int) -> tuple[Tensor, KVCache]:
-    """Logits [B, V] after each row's window, and the cache that holds the windows. Equal prompts are run once."""
+def prefill(model: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> tuple[Tensor, KVCache]:
+    """Logits [B, V] after each prompt's window, and the cache that holds the windows. Equal windows are run once."""
     context = model.config.context_length
-    capacity = min(context, max(len(row.tokens) for row in rows) + max_new_tokens)
+    capacity = min(context, max(map(len, prompts)) + max_new_tokens)
     weight = model.embed.weight
-    cache = KVCache(model.config, len(rows), capacity, weight.device, weight.dtype)
+    cache = KVCache(model.config, len(prompts), capacity, weight.device, weight.dtype)
     done: dict[tuple[int, ...], tuple[Tensor, KVCache]] = {}
     logits = []
-    for number, row in enumerate(rows):
-        window = row.tokens[window_start(len(row.tokens), context) :]
+    for number, prompt in enumerate(prompts):
+        window = prompt[window_start(len(prompt), context) :]
         if (key := tuple(window)) not in done:
             done[key] = run_window(model, window)
         cache.fill_row(number, done[key][1])
@@ -96,12 +100,12 @@ def run_window(model: Decoder, window: Sequence[int]) -> tuple[Tensor, KVCache]:
     return model(tokens, cache=cache, last_only=True)[:, -1].float(), cache
 
 
-def refill(model: Decoder, rows: Sequence[Row], cache: KVCache) -> None:
+def refill(model: Decoder, sequences: Sequence[Sequence[int]], cache: KVCache) -> None:
     """Where a row's cache is full, hold only its new window, less the newest token, which the next step feeds."""
     context = model.config.context_length
-    for number, row in enumerate(rows):
+    for number, tokens in enumerate(sequences):
         if cache.lengths[number] == context:
-            window = row.tokens[window_start(len(row.tokens), context) : -1]
+            window = tokens[window_start(len(tokens), context) : -1]
             if window:
                 cache.fill_row(number, run_window(model, window)[1])
             else:
@@ -118,10 +122,11 @@ def choose(logits: Tensor, rows: Sequence[Row], sampling: Sampling, seen: Tensor
     return draw(warp(logits, sampling), uniforms).tolist()
 
 
-def tokens_seen(rows: Sequence[Row], vocab_size: int, device: torch.device) -> Tensor:
-    seen = torch.zeros(len(rows), vocab_size, dtype=torch.bool, device=device)
-    for number, row in enumerate(rows):
-        seen[number, torch.tensor(row.tokens, device=device)] = True
+def tokens_seen(sequences: Sequence[Sequence[int]], vocab_size: int, device: torch.device) -> Tensor:
+    """Which tokens each sequence contains: bool [B, V]."""
+    seen = torch.zeros(len(sequences), vocab_size, dtype=torch.bool, device=device)
+    for number, tokens in enumerate(sequences):
+        seen[number, torch.tensor(tokens, device=device)] = True
     return seen
 
 
@@ -167,13 +172,24 @@ class Sample:
     text: str = ""
     ended: str = "length"
     n_tokens: int = 0
+    score: float | None = None  # of beam search: the log-probability in nats, divided by n_tokens ** length_penalty
     piece: str = field(default="", repr=False)  # the text that came with the last step
+
+
+def prompt_tokens(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
+    """The ids of a prompt; an empty one is the start of a document. Raises UserError where it cannot be encoded."""
+    tokens = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    return tokens or [tokenizer.end_of_text]
+
+
+def prompt_text(tokenizer: Tokenizer, prompt: Prompt) -> str:
+    return prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
 
 
 def generate(
     model: Decoder,
     tokenizer: Tokenizer,
-    jobs: Sequence[tuple[str, int]],
+    jobs: Sequence[tuple[Prompt, int]],
     sampling: Sampling,
     *,
     max_new_tokens: int,
@@ -185,11 +201,8 @@ def generate(
     Yields the samples after every step, the new text of each in `piece`; the last yield holds them complete.
     An empty prompt is the start of a document. Raises UserError where the tokenizer cannot encode a prompt.
     """
-    rows = [
-        Row(tokenizer.encode(prompt) if prompt else [tokenizer.end_of_text], random_stream(seed, number))
-        for prompt, number in jobs
-    ]
-    samples = [Sample(prompt, number) for prompt, number in jobs]
+    rows = [Row(prompt_tokens(tokenizer, prompt), random_stream(seed, number)) for prompt, number in jobs]
+    samples = [Sample(prompt_text(tokenizer, prompt), number) for prompt, number in jobs]
     streams = {row: TextStream(tokenizer, stop) for row in rows}
     of_row = dict(zip(rows, samples, strict=True))
     model.eval()

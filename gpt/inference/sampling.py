@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpt.text.batches import mix
+from gpt.text.permutation import mix
 
 
 @dataclass(frozen=True)

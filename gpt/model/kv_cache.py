@@ -72,8 +72,15 @@ class KVCache:
         self.values[:, row, :, :length] = other.values[:, 0, :, :length]
         self.lengths[row] = length
 
-    def keep_rows(self, rows: list[int]) -> None:
-        """Drop every row but these."""
-        index = torch.tensor(rows, device=self.keys.device)
-        self.keys, self.values = self.keys[:, index], self.values[:, index]
+    def select_rows(self, rows: list[int]) -> None:
+        """Row i becomes what row rows[i] was. A row may be dropped, moved, or continued more than once (beams)."""
+        used = max(self.lengths)
+        if len(rows) != len(self.lengths):
+            index = torch.tensor(rows, device=self.keys.device)
+            self.keys, self.values = self.keys[:, index], self.values[:, index]
+        elif moved := [row for row, source in enumerate(rows) if source != row]:
+            to = torch.tensor(moved, device=self.keys.device)
+            source = torch.tensor([rows[row] for row in moved], device=self.keys.device)
+            for tensor in (self.keys[:, :, :, :used], self.values[:, :, :, :used]):
+                tensor.index_copy_(1, to, tensor.index_select(1, source))
         self.lengths = [self.lengths[row] for row in rows]

@@ -95,7 +95,7 @@ def test_sample_i_of_a_seed_is_the_same_alone_and_in_a_batch_of_eight() -> None:
 def test_logits_after_a_refilled_window_equal_uncached_ones() -> None:
     model = make_decoder(dialect="llama")
     row = Row(prompt(31), random_stream(0, 0))
-    logits, _ = prefill(model, [row], 10)
+    logits, _ = prefill(model, [row.tokens], 10)
     torch.testing.assert_close(logits, model(torch.tensor([row.tokens[12:]]))[:, -1], atol=1e-4, rtol=0)
 
 
@@ -158,3 +158,13 @@ def test_generate_reports_how_each_sample_ended() -> None:
     *_, (stopped,) = generate(model, tokenizer, [("ab", 0)], WARM, max_new_tokens=30, seed=3, stop=[first[5:7]])
     assert stopped.ended == "stop"
     assert stopped.text == first[: first.index(first[5:7])]
+
+
+def test_a_prompt_is_a_text_or_ids() -> None:
+    model, tokenizer = Decoder(make_decoder().config, 257), byte_tokenizer()
+    for text, ids in (("葉 leaf", tokenizer.encode("葉 leaf")), ("", [])):
+        *_, (of_text,) = generate(model, tokenizer, [(text, 4)], WARM, max_new_tokens=10)
+        *_, (of_ids,) = generate(model, tokenizer, [(ids, 4)], WARM, max_new_tokens=10)
+        assert of_ids == of_text
+        assert of_ids.prompt == text
+        assert of_ids.score is None

@@ -23,42 +23,77 @@ def some_logits(rows: int = 20, vocab: int = 200) -> torch.Tensor:
     return 3 * torch.randn(rows, vocab, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("k", [1, 5, 200, 1000])
-def test_top_k_keeps_what_transformers_keeps(k: int) -> None:
+def logits_of(kind: str) -> torch.Tensor:
+    """Logits [20, 200] that are easy, or hard in one way."""
+    logits = some_logits()
+    if kind == "ties":
+        return logits.round()  # about twenty values for two hundred tokens
+    if kind == "equal":
+        return torch.full_like(logits, -7.0)
+    if kind == "extreme":
+        return logits.sign() * 10 ** (12 * logits.abs() / logits.abs().max())  # up to 1e12, of either sign
+    if kind == "ruled out":
+        return logits.masked_fill(some_logits().roll(1, dims=0) < 2, float("-inf"))
+    if kind == "certain":
+        return torch.nn.functional.one_hot(torch.arange(20), 200) * 1e4 - 1e4
+    return logits
+
+
+KINDS = ["random", "ties", "equal", "extreme", "ruled out", "certain"]
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+@kinds
+@pytest.mark.parametrize("k", [1, 2, 5, 37, 199, 200, 1000])
+def test_top_k_keeps_what_transformers_keeps(kind: str, k: int) -> None:
     theirs = logits_process.TopKLogitsWarper(top_k=k)
-    assert torch.equal(keep_top_k(some_logits(), k), theirs(None, some_logits()))
+    assert torch.equal(keep_top_k(logits_of(kind), k), theirs(None, logits_of(kind)))
 
 
-@pytest.mark.parametrize("p", [0.01, 0.5, 0.95, 0.9999])
-def test_top_p_keeps_what_transformers_keeps(p: float) -> None:
+@kinds
+@pytest.mark.parametrize("p", [1e-9, 0.01, 0.25, 0.5, 0.95, 0.9999, 1 - 1e-7])
+def test_top_p_keeps_what_transformers_keeps(kind: str, p: float) -> None:
     theirs = logits_process.TopPLogitsWarper(top_p=p)
-    assert torch.equal(keep_top_p(some_logits(), p), theirs(None, some_logits()))
+    assert torch.equal(keep_top_p(logits_of(kind), p), theirs(None, logits_of(kind)))
 
 
-@pytest.mark.parametrize("p", [0.001, 0.1, 1.0])
-def test_min_p_keeps_what_transformers_keeps(p: float) -> None:
+@kinds
+@pytest.mark.parametrize("p", [1e-9, 0.001, 0.1, 0.5, 1.0])
+def test_min_p_keeps_what_transformers_keeps(kind: str, p: float) -> None:
     theirs = logits_process.MinPLogitsWarper(min_p=p)
-    assert torch.equal(keep_min_p(some_logits(), p), theirs(None, some_logits()))
+    assert torch.equal(keep_min_p(logits_of(kind), p), theirs(None, logits_of(kind)))
 
 
-def test_repetition_penalty_is_that_of_transformers() -> None:
+@kinds
+def test_something_is_always_kept(kind: str) -> None:
+    for sampling in (Sampling(1e-3, 1, 1e-9, 1.0), Sampling(50.0, 3, 0.5, 0.5), Sampling(top_p=1e-9)):
+        kept = warp(logits_of(kind), sampling).softmax(dim=-1)
+        assert (kept > 0).any(dim=-1).all()
+        assert not kept.isnan().any()
+
+
+@kinds
+@pytest.mark.parametrize("penalty", [0.5, 1.3, 10.0])
+def test_repetition_penalty_is_that_of_transformers(kind: str, penalty: float) -> None:
     ids = torch.randint(0, 200, (20, 30), generator=torch.Generator().manual_seed(1))
     seen = torch.zeros(20, 200, dtype=torch.bool).scatter(1, ids, True)
-    theirs = logits_process.RepetitionPenaltyLogitsProcessor(penalty=1.3)
-    torch.testing.assert_close(penalise_repetition(some_logits(), seen, 1.3), theirs(ids, some_logits()))
+    theirs = logits_process.RepetitionPenaltyLogitsProcessor(penalty=penalty)
+    assert torch.equal(penalise_repetition(logits_of(kind), seen, penalty), theirs(ids, logits_of(kind)))
 
 
-def test_the_order_is_that_of_transformers() -> None:
-    mine = warp(some_logits(), Sampling(temperature=0.7, top_k=50, top_p=0.9, min_p=0.02))
-    theirs = some_logits()
+@kinds
+@pytest.mark.parametrize("temperature", [0.1, 0.7, 3.0])
+def test_the_order_is_that_of_transformers(kind: str, temperature: float) -> None:
+    mine = warp(logits_of(kind), Sampling(temperature, top_k=50, top_p=0.9, min_p=0.02))
+    theirs = logits_of(kind)
     for step in (
-        logits_process.TemperatureLogitsWarper(0.7),
+        logits_process.TemperatureLogitsWarper(temperature),
         logits_process.TopKLogitsWarper(50),
         logits_process.TopPLogitsWarper(0.9),
         logits_process.MinPLogitsWarper(0.02),
     ):
         theirs = step(None, theirs)
-    torch.testing.assert_close(mine, theirs)
+    assert torch.equal(mine, theirs)
 
 
 def test_draws_follow_the_distribution() -> None:

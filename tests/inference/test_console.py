@@ -1,0 +1,112 @@
+"""What `sample.py` prints and writes with beams, and which options it refuses."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gpt.config import SampleConfig, TokenizerConfig
+from gpt.inference.console import sample
+from gpt.model.huggingface import save_model
+from gpt.options import ConfigError
+from gpt.text.vocabularies import build_tokenizer
+
+from .conftest import varied_decoder
+
+Run = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = build_tokenizer(TokenizerConfig(name="char"), characters="月滿西樓葉落一夜秋風abcdef\n")
+    tokenizer.save(folder)
+    model = varied_decoder(tokenizer.vocab_size, dialect="qwen3", tie_embeddings=False)
+    save_model(model, folder, tokenizer.end_of_text)
+    return folder
+
+
+@pytest.fixture
+def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(**options: object) -> str:
+        options = {"max_new_tokens": 12, "device": "cpu", **options}
+        assert sample(SampleConfig(checkpoint=str(folder), **options)) == 0  # type: ignore[arg-type]
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_beams_are_printed_best_first_and_repeat_whatever_the_seed(run: Run) -> None:
+    three = run(prompt="月滿西樓", num_samples=3, num_beams=3, seed=42)
+    assert three == run(prompt="月滿西樓", num_samples=3, num_beams=3, seed=43)
+    texts = three.split("---\n")
+    assert len(set(texts)) == 3
+    assert all(text.startswith("月滿西樓") for text in texts)
+    assert run(prompt="月滿西樓", num_beams=3) == texts[0]
+    assert run(prompt="月滿西樓", num_beams=3, stream=False) == texts[0]
+
+
+def test_a_conversation_with_beams(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("葉落\n一夜\n"))
+    assert run(interactive=True, num_beams=4) == run(prompt="葉落", num_beams=4) + run(prompt="一夜", num_beams=4)
+
+
+def test_the_length_penalty_and_the_repetition_penalty_reach_the_search(run: Run) -> None:
+    options = {"prompt": "葉落", "num_beams": 4, "num_samples": 4, "stop": ("樓", "西")}
+    assert run(**options) != run(**options, length_penalty=-2.0)
+    assert run(**options) != run(**options, repetition_penalty=2.0)
+
+
+def test_scores_are_written_and_prompts_share_a_batch(run: Run, tmp_path: Path) -> None:
+    prompts, output = tmp_path / "prompts.txt", tmp_path / "made.jsonl"
+    prompts.write_text("月\n葉落\n一夜秋風\n", encoding="utf-8")
+    written = []
+    for batch_size in (4, 11, 100):
+        run(prompt_file=str(prompts), output=str(output), num_beams=4, num_samples=2, batch_size=batch_size)
+        written.append([json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()])
+    first = written[0]
+    assert [(line["prompt"], line["sample"]) for line in first] == [
+        (prompt, rank) for prompt in ("月", "葉落", "一夜秋風") for rank in (0, 1)
+    ]
+    assert list(first[0]) == ["prompt", "sample", "text", "ended", "tokens", "score"]
+    for best, second in zip(first[::2], first[1::2], strict=True):
+        assert second["score"] <= best["score"] < 0
+    for other in written[1:]:
+        assert [line["text"] for line in other] == [line["text"] for line in first]
+
+
+def test_samples_have_no_score(run: Run, tmp_path: Path) -> None:
+    run(prompt="月", output=str(tmp_path / "made.jsonl"))
+    assert "score" not in json.loads((tmp_path / "made.jsonl").read_text(encoding="utf-8"))
+
+
+def test_the_usual_temperature_and_greedy_text(run: Run) -> None:
+    assert run(prompt="月") == run(prompt="月", temperature=0.8)
+    assert run(prompt="月", temperature=0.0, seed=1) == run(prompt="月", temperature=0.0, seed=2)
+    assert run(prompt="月", temperature=0.0, seed=1) == run(prompt="月", top_k=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_beams": 3, "temperature": 0.8}, "temperature=0.8: beam search is deterministic and does not sample"),
+        ({"num_beams": 3, "temperature": 0.0}, "temperature=0.0: beam search"),
+        ({"num_beams": 3, "top_k": 5}, "top_k=5: beam search"),
+        ({"num_beams": 3, "top_p": 0.9}, "top_p=0.9: beam search"),
+        ({"num_beams": 3, "min_p": 0.0}, "min_p=0.0: beam search"),
+        ({"num_beams": 3, "num_samples": 4}, "num_samples=4: is more than num_beams=3"),
+        ({"num_beams": 33}, "num_beams=33: a prompt's beams are decoded at once, and batch_size=32 is less"),
+        ({"length_penalty": 2.0}, "length_penalty=2.0: compares beams"),
+        ({"num_beams": 3, "length_penalty": 11.0}, "length_penalty=11.0: must be at most 10"),
+        ({"num_beams": 0}, "num_beams"),
+    ],
+    ids=str,
+)
+def test_what_does_not_go_with_beams_is_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        SampleConfig(checkpoint="x", **options)  # type: ignore[arg-type]
+    assert message in str(error.value)
