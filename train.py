@@ -1,9 +1,19 @@
 """Train a GPT: `python train.py --help` lists every option."""
 
 import sys
+from typing import Any
 
+from gpt.arguments import Implication
 from gpt.cli import Command, main
 from gpt.config import RunConfig
+
+
+def adopt(values: dict[str, Any], given: set[str]) -> None:
+    if values["init_from"]:
+        from gpt.training.initial import adopt_model  # torch is slow to import, and `--help` does without
+
+        adopt_model(values, given)
+
 
 COMMAND = Command(
     kind=RunConfig,
@@ -14,12 +24,17 @@ COMMAND = Command(
         "python train.py data=text data.files='[book.txt,notes/**/*.md]'",
         r"python train.py data=jsonl data.files='[poems.jsonl]' data.template='{title}\n{author}\n{text}'",
         "python train.py data=text data.files='[book.txt]' tokenizer=char train.max_steps=2000 run_dir=runs/book",
+        "python train.py init_from=gpt2 data=text data.files='[book.txt]'",
+        r"python train.py init_from=gpt2 data=pairs data.files='[qa.jsonl]' data.prompt='{question}\n' "
+        "data.completion='{answer}'",
     ),
+    adopt=adopt,
+    implications=(Implication("lora.rank", "experiment", "lora"), Implication("init_from", "experiment", "finetune")),
 )
 
 
 def run(config: RunConfig) -> int:
-    from gpt.training.run import train  # torch is slow to import, and `--help` does without
+    from gpt.training.run import train
 
     return train(config)
 

@@ -9,6 +9,8 @@ from gpt.config.device import device_mistakes
 from gpt.config.model import ModelConfig
 from gpt.options import Mistake, Options, group, option
 
+LORA_TARGETS = ("attention.qkv", "attention.out", "mlp.up", "mlp.down")
+
 
 @dataclass(frozen=True)
 class OptimizerConfig(Options):
@@ -52,6 +54,9 @@ class TrainConfig(Options):
     """The training loop."""
 
     max_steps: int = option(700, "optimizer updates in the whole run", unit="steps", low=1)
+    max_epochs: float | None = option(
+        None, "end after so many passes over the training data, where that comes before max_steps", above=0
+    )
     batch_size: int = option(8, "sequences in one micro-batch on one device", unit="sequences", low=1)
     grad_accum_steps: int = option(1, "micro-batches in one update", low=1)
     grad_clip: float = option(1.0, "largest norm of the gradient; 0: no clipping", low=0)
@@ -88,6 +93,23 @@ class TrainConfig(Options):
 
 
 @dataclass(frozen=True)
+class LoRAConfig(Options):
+    """Low-rank adapters (Hu et al. 2021): the base weights stay, and each targeted matrix learns a small correction."""
+
+    rank: int = option(0, "rank of the correction of each matrix; 0: train every weight instead", low=0)
+    alpha: float = option(16.0, "the correction is scaled by alpha / rank", above=0)
+    targets: tuple[str, ...] = option(
+        LORA_TARGETS, "matrices of each block that get one, of attention.qkv, attention.out, mlp.up, mlp.down"
+    )
+
+    def mistakes(self) -> list[Mistake]:
+        if not self.targets or (unknown := [name for name in self.targets if name not in LORA_TARGETS]):
+            wrong = f"has no {unknown[0]!r}" if self.targets else "is empty"
+            return [Mistake("targets", f"{wrong}; choose from {', '.join(LORA_TARGETS)}")]
+        return []
+
+
+@dataclass(frozen=True)
 class WandbConfig(Options):
     """Weights & Biases; metrics.jsonl and loss.png are written in any case."""
 
@@ -108,20 +130,27 @@ class RunConfig(Options):
         choices=("auto", "never"),
     )
     seed: int = option(1337, "seed of initial weights, data order, dropout and samples", low=0, below=2**63)
+    init_from: str = option(
+        "",
+        "weights to start from: gpt2, gpt2-medium, gpt2-large, gpt2-xl, any Hub id (ID@REVISION pins it), or a local "
+        "run or model folder; empty: random ones",
+        free_text=True,
+    )
     model: ModelConfig = group(ModelConfig, "shape of the decoder")  # noqa: RUF009
     tokenizer: TokenizerConfig = group(TokenizerConfig, "text to tokens")  # noqa: RUF009
     data: DataConfig = group(DataConfig, "corpus and its split")  # noqa: RUF009
+    lora: LoRAConfig = group(LoRAConfig, "low-rank adapters, for fine-tuning with init_from")  # noqa: RUF009
     optimizer: OptimizerConfig = group(OptimizerConfig, "how gradients become updates")  # noqa: RUF009
     schedule: ScheduleConfig = group(ScheduleConfig, "learning rate over time")  # noqa: RUF009
     train: TrainConfig = group(TrainConfig, "training loop")  # noqa: RUF009
     wandb: WandbConfig = group(WandbConfig, "Weights & Biases")  # noqa: RUF009
 
     def mistakes(self) -> list[Mistake]:
+        found = []
         if (self.schedule.warmup_steps or 0) > self.train.max_steps:
-            return [
-                Mistake(
-                    "schedule.warmup_steps",
-                    f"is more than train.max_steps={self.train.max_steps}; lower it",
-                )
-            ]
-        return []
+            message = f"is more than train.max_steps={self.train.max_steps}; lower it"
+            found.append(Mistake("schedule.warmup_steps", message))
+        if self.lora.rank and not self.init_from:
+            message = "adapters need trained weights to adapt; name them with init_from=…, or leave lora.rank at 0"
+            found.append(Mistake("lora.rank", message))
+        return found

@@ -41,6 +41,7 @@ class TrainerState:
     best_step: int | None = None
     bad_evaluations: int = 0  # since the best
     elapsed_seconds: float = 0.0  # of training and evaluation, over all sessions
+    base: dict[str, Any] = field(default_factory=dict)  # of fine-tuning: what the initial model scored and wrote
     wandb_id: str | None = None
     scaler: dict[str, Any] = field(default_factory=dict)  # of fp16 gradients
     identity: dict[str, Any] = field(default_factory=dict)  # what may not change: model, tokenizer, corpus, seed …

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -10,10 +12,13 @@ from filelock import FileLock, Timeout
 from gpt.config import RunConfig
 from gpt.model.hardware import choose_hardware
 from gpt.options import UserError, to_yaml
+from gpt.text.batches import counted_tokens, training_data
 from gpt.text.shards import Corpus, prepare
 from gpt.training.checkpoints import CheckpointFolder
+from gpt.training.initial import check_initial
 from gpt.training.interrupts import Interrupts
-from gpt.training.report import Reporter, print_start, print_summary
+from gpt.training.report import Reporter
+from gpt.training.summary import print_start, print_summary
 from gpt.training.trainer import Diverged, Trainer
 
 
@@ -26,7 +31,10 @@ def train(config: RunConfig) -> int:
     hardware = choose_hardware(config.train.device, config.train.precision, config.model.n_embd, config.train.compile)
     check_run_dir(config, run_dir)
     corpus = prepare(config.data, config.tokenizer, say)
-    check_lengths(config, corpus)
+    check_held_out(corpus, config.model.context_length)
+    if config.init_from:
+        check_initial(config, corpus.tokenizer)
+    config = with_max_epochs(config, corpus)  # refuses a corpus that is too short
     if config.train.sample_prompt:
         corpus.tokenizer.encode(config.train.sample_prompt)  # a prompt that cannot be encoded is refused now
     try:
@@ -35,25 +43,27 @@ def train(config: RunConfig) -> int:
         raise UserError(f"run_dir={run_dir} cannot be made ({error.strerror}); choose another run_dir") from None
     try:
         with FileLock(run_dir / ".lock", timeout=0):
-            return train_locked(config, corpus, Trainer(config, corpus, hardware, run_dir))
+            return train_locked(Trainer(config, corpus, hardware, run_dir))
     except Timeout:
         raise UserError(
             f"run_dir={run_dir} is in use by another process; wait for it, or choose another run_dir"
         ) from None
 
 
-def train_locked(config: RunConfig, corpus: Corpus, trainer: Trainer) -> int:
-    run_dir, state_before = trainer.run_dir, trainer.restore()
+def train_locked(trainer: Trainer) -> int:
+    config, run_dir, state_before = trainer.config, trainer.run_dir, trainer.restore()
     if trainer.done:
         say(f"{run_dir} is complete: {complete(trainer)}")
-        print_summary(config, run_dir, trainer.state, corpus)
+        print_summary(trainer, [])
         return 0
     (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    print_start(config, run_dir, corpus, trainer.model, trainer.hardware)
+    print_start(trainer)
     if state_before:
         changed = f", with {'; '.join(trainer.changes)}" if trainer.changes else ""
         say(f"continuing at step {trainer.state.step:,} of {config.train.max_steps:,}{changed}")
-    reporter = Reporter(config, run_dir, trainer.state, trainer.model, trainer.hardware)
+    reporter = Reporter(
+        config, run_dir, trainer.state, trainer.model, trainer.hardware, trainer.data.tokens_per_sequence
+    )
     with Interrupts() as interrupts:
         try:
             trainer.fit(reporter, interrupts)
@@ -67,8 +77,20 @@ def train_locked(config: RunConfig, corpus: Corpus, trainer: Trainer) -> int:
         return interrupts.exit_status
     if trainer.stopped_early:
         say(f"Stopped early: {complete(trainer)}")
-    print_summary(config, run_dir, trainer.state, corpus)
+    print_summary(trainer, trainer.samples_of_best() if trainer.state.base else [])
     return 0
+
+
+def with_max_epochs(config: RunConfig, corpus: Corpus) -> RunConfig:
+    """The configuration whose max_steps ends the run no later than its max_epochs. Raises UserError where the corpus
+    is too short to train on."""
+    train = config.train
+    sequences = train.batch_size * train.grad_accum_steps
+    data = training_data(corpus.train, config.model.context_length, config.seed, sequences)
+    if train.max_epochs is None:
+        return config
+    steps = math.ceil(train.max_epochs * data.sequences_per_epoch / sequences)
+    return replace(config, train=replace(train, max_steps=min(train.max_steps, steps)))
 
 
 def complete(trainer: Trainer) -> str:
@@ -79,9 +101,10 @@ def complete(trainer: Trainer) -> str:
             f"{state.bad_evaluations} evaluations without a better loss; raise train.early_stop_patience="
             f"{train.early_stop_patience}, or set it to null, to go on."
         )
-    return (
-        f"{state.step:,} steps done, train.max_steps={train.max_steps}; extend it with train.max_steps={2 * state.step}"
-    )
+    more = f"train.max_steps={2 * state.step}"
+    if train.max_epochs is not None:
+        more = f"train.max_epochs={2 * train.max_epochs:g} (and a train.max_steps that allows it)"
+    return f"{state.step:,} steps done, train.max_steps={train.max_steps}; extend it with {more}"
 
 
 def advice(trainer: Trainer) -> str:
@@ -97,15 +120,12 @@ def check_run_dir(config: RunConfig, run_dir: Path) -> None:
         raise UserError(f"resume=never: run_dir={run_dir} holds checkpoints already; choose another run_dir")
 
 
-def check_lengths(config: RunConfig, corpus: Corpus) -> None:
-    context = config.model.context_length
-    if len(corpus.train) < context + 1:
+def check_held_out(corpus: Corpus, context_length: int) -> None:
+    if not counted_tokens(corpus.val, context_length):
         raise UserError(
-            f"the corpus is shorter than one context: {len(corpus.train):,} tokens to train on, but "
-            f"model.context_length={context}; give more text, or a smaller model.context_length"
+            "the validation split holds no token to predict; raise data.val_fraction, give data.val_files, or, where "
+            f"prompts fill it, raise model.context_length={context_length}"
         )
-    if len(corpus.val) < 2:
-        raise UserError("the validation split is empty; raise data.val_fraction, or give data.val_files")
 
 
 def say(text: str) -> None:

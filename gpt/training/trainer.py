@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,24 @@ from torch import Tensor
 from gpt.config import RunConfig
 from gpt.inference.decode import generate
 from gpt.inference.sampling import Sampling
+from gpt.model.adapters import load_adapters, save_adapters
 from gpt.model.hardware import Hardware, muon_dtype
 from gpt.model.huggingface import load_weights, save_model
-from gpt.model.transformer import Decoder
 from gpt.options import UserError, to_dict
-from gpt.text.batches import IGNORE, train_batch
+from gpt.text.batches import IGNORE, training_data
 from gpt.text.shards import Corpus
+from gpt.text.streams import PairStream
 from gpt.training.checkpoints import CheckpointFolder, TrainerState, read_state, read_tensors, write_trainer
 from gpt.training.evaluation import Evaluation, evaluate
+from gpt.training.identity import changes, identity, refuse_differences
+from gpt.training.initial import build_model, lasting_name
 from gpt.training.interrupts import Interrupts
 from gpt.training.optimizers import Optimizers, clip_gradients
 from gpt.training.process import random_states, restore_random_states
 from gpt.training.report import Reporter
 from gpt.training.schedules import lr_scale
+
+COMPARED_SAMPLES = 3  # of the base and of the tuned model, shown at the end of fine-tuning
 
 
 class Diverged(Exception):
@@ -47,11 +53,13 @@ class Trainer:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only so
             torch.use_deterministic_algorithms(True)
         self.config, self.corpus, self.hardware, self.run_dir = config, corpus, hardware, run_dir
-        self.model = Decoder(config.model, corpus.tokenizer.vocab_size).to(hardware.device)
+        self.model = build_model(config, corpus.tokenizer).to(hardware.device)
         self.forward = torch.compile(self.model) if hardware.compile else self.model
         self.optimizers = Optimizers(self.model, config.optimizer, muon_dtype(hardware.device))
         self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.precision == "fp16")
         self.checkpoints = CheckpointFolder(run_dir)
+        global_batch = config.train.batch_size * config.train.grad_accum_steps
+        self.data = training_data(corpus.train, config.model.context_length, config.seed, global_batch)
         self.state = TrainerState(identity=identity(config, corpus), config=to_dict(config))
         self.changes: list[str] = []  # options that a continued run has changed
         self.finite = torch.ones((), dtype=torch.bool, device=hardware.device)
@@ -62,6 +70,8 @@ class Trainer:
         Raises `Diverged` as soon as a number that is not finite is seen.
         """
         train = self.config.train
+        if self.config.init_from and self.state.best_step is None:
+            self.evaluate_base(reporter)
         while not self.done:
             loss, norm, scale = self.update()
             if self.due(train.log_every):
@@ -70,7 +80,7 @@ class Trainer:
             evaluating, improved = self.due(train.eval_every), False
             if evaluating:
                 evaluation, improved = self.evaluate()
-                reporter.log_evaluation(self.state.step, evaluation, self.sample())
+                reporter.log_evaluation(self.state.step, evaluation, self.samples(1, self.state.step))
             stopping = interrupts.received is not None  # read once: a signal may come between any two lines
             saving = improved or self.done or stopping or self.due(self.checkpoint_every)
             if saving:
@@ -129,8 +139,7 @@ class Trainer:
         """Inputs and targets [B, T] of one micro-batch of the coming step, on the CPU."""
         size = self.config.train.batch_size
         first = self.state.sequences + index * size
-        length = self.config.model.context_length
-        inputs, targets = train_batch(self.corpus.train, length, self.config.seed, first, size)
+        inputs, targets = self.data.batch(first, size)
         return torch.from_numpy(inputs), torch.from_numpy(targets)
 
     def check_finite(self) -> None:
@@ -151,18 +160,40 @@ class Trainer:
         state.best_bits_per_byte = result.bits_per_byte
         return result, True
 
-    def sample(self) -> str | None:
-        """Text that the model writes now, prompt included; None where `train.sample_tokens` is 0."""
-        train = self.config.train
+    def evaluate_base(self, reporter: Reporter) -> None:
+        """Score the initial model, let it write, and keep it as the checkpoint that fine-tuning has to beat."""
+        evaluation, _ = self.evaluate()
+        samples = self.samples(COMPARED_SAMPLES)
+        self.state.base = {"loss": evaluation.loss, "bits_per_byte": evaluation.bits_per_byte, "samples": samples}
+        reporter.log_evaluation(0, evaluation, samples)
+        self.save()
+        reporter.end_step(0, restart_clock=True)
+
+    def samples(self, count: int, first: int = 0) -> list[str]:
+        """What the model writes now, prompts included: samples number `first` … of the seed; [] for `sample_tokens=0`.
+
+        The prompt is `train.sample_prompt`, or of pairs, where there is none, that of the first held-out ones.
+        """
+        train, tokenizer = self.config.train, self.corpus.tokenizer
         if not train.sample_tokens:
-            return None
-        jobs = [(train.sample_prompt, self.state.step)]
-        *_, (sample,) = generate(
-            self.model, self.corpus.tokenizer, jobs, Sampling(temperature=0.8),
+            return []
+        prompts: list[Any] = [train.sample_prompt] * count
+        if isinstance(self.corpus.val, PairStream) and not train.sample_prompt:
+            held_out = [ids for ids, _ in islice(self.corpus.val.pairs(), count)]
+            prompts = [held_out[i % len(held_out)] for i in range(count)]
+        jobs = [(prompt, first + number) for number, prompt in enumerate(prompts)]
+        *_, made = generate(
+            self.model, tokenizer, jobs, Sampling(temperature=0.8),
             max_new_tokens=train.sample_tokens, seed=self.config.seed,
         )  # fmt: skip
         self.model.train()
-        return train.sample_prompt + sample.text
+        return [sample.prompt + sample.text for sample in made]
+
+    def samples_of_best(self) -> list[str]:
+        """What the best checkpoint writes with the seeds of the base's samples. Leaves its weights in the model."""
+        assert self.state.best_step is not None
+        self.load(self.checkpoints.at(self.state.best_step))
+        return self.samples(COMPARED_SAMPLES)
 
     def save(self) -> None:
         """Publish a checkpoint of this step. Raises `Diverged` rather than save what is not finite."""
@@ -175,11 +206,18 @@ class Trainer:
         self.checkpoints.prune(self.config.train.keep_checkpoints, best)
 
     def write(self, folder: Path) -> None:
-        save_model(self.model, folder, self.corpus.tokenizer.end_of_text)
+        if self.config.lora.rank:
+            save_adapters(self.model, folder, lasting_name(self.config.init_from))
+        else:
+            save_model(self.model, folder, self.corpus.tokenizer.end_of_text)
         self.corpus.tokenizer.save(folder)
         self.state.scaler = self.scaler.state_dict()
         states = random_states(self.hardware.device)
         write_trainer(folder, self.state, self.optimizers.state_tensors(), states)
+
+    def load(self, folder: Path) -> None:
+        """Take over the weights of a checkpoint of this run: all, or those of the adapters. Raises UserError."""
+        (load_adapters if self.config.lora.rank else load_weights)(self.model, folder)
 
     def restore(self) -> bool:
         """Continue from the newest checkpoint of the run folder; whether there was one.
@@ -192,7 +230,7 @@ class Trainer:
         state = read_state(folder)
         refuse_differences(state.identity, self.state.identity, self.run_dir)
         try:
-            load_weights(self.model, folder)
+            self.load(folder)
         except UserError as error:
             raise UserError(f"{error}; delete {folder} to continue from the one before") from None
         optimizer, random = read_tensors(folder)
@@ -212,32 +250,3 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
-
-
-def identity(config: RunConfig, corpus: Corpus) -> dict[str, Any]:
-    """What must be the same for a run to be the same run; dropout and every other training option may change."""
-    model = {f"model.{name}": value for name, value in to_dict(config.model).items() if name != "dropout"}
-    return model | {
-        "tokenizer": f"{corpus.tokenizer.name} {corpus.tokenizer.fingerprint[:12]}",
-        "corpus": f"{len(corpus.train):,} tokens {corpus.fingerprint[:12]}",
-        "seed": config.seed,
-        "optimizer": config.optimizer.name,
-    }
-
-
-def refuse_differences(saved: dict[str, Any], wanted: dict[str, Any], run_dir: Path) -> None:
-    if found := changes(saved, wanted):
-        listed = "".join(f"\n  {change}" for change in found)
-        raise UserError(f"run_dir={run_dir} holds another run; choose another run_dir, or give its options:{listed}")
-
-
-def changes(saved: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
-    """What differs between two dicts of options, groups included, in words."""
-    found = []
-    for name in sorted(saved.keys() | wanted.keys()):
-        before, now = saved.get(name), wanted.get(name)
-        if isinstance(before, dict) and isinstance(now, dict):
-            found += changes(before, now, f"{prefix}{name}.")
-        elif before != now:
-            found.append(f"{prefix}{name}: {before} there, {now} now")
-    return found

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from gpt.model.transformer import Decoder
 from gpt.options import UserError
-from gpt.text.batches import train_batch
 from gpt.text.shards import prepare
+from gpt.text.windows import train_batch
 from gpt.training import trainer as trainer_module
 from gpt.training.evaluation import Evaluation
 from gpt.training.run import train

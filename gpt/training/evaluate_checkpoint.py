@@ -1,0 +1,238 @@
+"""What `evaluate.py` does: the loss of a checkpoint on text, and for pairs the completions that it writes.
+
+One JSON object goes to standard output, everything else to standard error:
+
+    checkpoint data stride tokens bytes loss perplexity bits_per_byte       for every text; loss in nats a token
+    pairs generated scores generations                                      for pairs (gpt/inference/scores.py)
+
+What is not a finite number is null. With `stride` null the loss is a run's val/loss, on the tokens that `max_tokens`
+says: a run looks at the first `train.eval_tokens` of its held-out part, here all of it is the default.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt.config import DataConfig, EvaluateConfig, TokenizerConfig
+from gpt.inference.beam import beam_search
+from gpt.inference.decode import Sample, generate
+from gpt.inference.sampling import Sampling
+from gpt.inference.scores import score
+from gpt.model.find import find_model
+from gpt.model.hardware import Hardware, choose_hardware
+from gpt.model.opening import open_checkpoint
+from gpt.model.transformer import Decoder
+from gpt.options import UserError, to_dict
+from gpt.text.shards import Corpus, prepare
+from gpt.text.streams import PairStream
+from gpt.text.tokenizers import Tokenizer
+from gpt.training.checkpoints import STATE, TRAINER, read_state
+from gpt.training.evaluation import Evaluation, evaluate
+
+HOW_TO_PREPARE = {"data.prepared_dir", "data.workers"}  # the options of data that do not change the text
+REPORT_EVERY = 10  # seconds
+
+Pair = tuple[list[int], list[int]]  # ids of a prompt and of its completion, without end of text
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A line of generations.jsonl. `ended` is end_of_text, stop or length, as in `Sample`."""
+
+    prompt: str
+    reference: str
+    prediction: str
+    ended: str
+
+
+def adopt_data(values: dict[str, Any], given: set[str]) -> None:
+    """Complete the options that say what is evaluated: where no source is chosen, the one of the checkpoint's training.
+
+    Its held-out part, where nothing else is said; `data.files=[test.jsonl]` keeps what the run says about prompts,
+    templates and the like. `values` are all options, nested, and are changed; `given` are the dotted names of those
+    that were set. Raises UserError for a checkpoint that cannot say what it was trained on.
+    """
+    data = {name for name in given if name.partition(".")[0] == "data"}
+    if values["part"] == "auto":
+        values["part"] = "held_out" if data <= HOW_TO_PREPARE or "data.val_files" in data else "all"
+    if "data" not in data and values["checkpoint"]:  # a missing checkpoint is reported with the other mistakes
+        own = training_data(values["checkpoint"])
+        if "data.files" in data:
+            own["val_files"] = []
+        names = [name.removeprefix("data.") for name in data]
+        values["data"] |= own | {name: values["data"][name] for name in names}
+    if values["part"] == "all":
+        values["data"]["files"] = [*values["data"]["files"], *values["data"]["val_files"]]
+        values["data"]["val_files"] = []
+
+
+def training_data(checkpoint: str) -> dict[str, Any]:
+    """The `data` options of the run that made a checkpoint. Raises UserError where it does not know them."""
+    folder = find_model(checkpoint)
+    if has_state(folder) and (data := read_state(folder).config.get("data")):
+        return data
+    raise UserError(
+        f"checkpoint={checkpoint}: {folder} does not say what it was trained on (it has no {TRAINER}/{STATE}); say "
+        "what to evaluate, as data=text data.files='[held-out.txt]'"
+    )
+
+
+def has_state(folder: Path) -> bool:
+    return (folder / TRAINER / STATE).is_file()
+
+
+def evaluate_checkpoint(config: EvaluateConfig) -> int:
+    """Run `evaluate.py`. Returns the exit status. Raises UserError."""
+    folder, model, tokenizer = open_checkpoint(config.checkpoint)
+    check_stride(config.stride, model.config.context_length)
+    hardware = choose_hardware(config.device, config.precision, model.config.n_embd)
+    model.to(hardware.device).eval()
+    say(f"{folder}: {model.parameter_count():,} parameters, {hardware.describe()}")
+    whole = config.part != "held_out"
+    corpus = prepare(config.data, TokenizerConfig(name="huggingface", path=str(folder)), say, whole=whole)
+    source = corpus.source if whole else f"{corpus.source}, held-out part"
+    say(f"evaluating on {source}: {len(corpus.val):,} tokens")
+    if not whole and has_changed(config.data, corpus, folder):
+        say("the text has changed since the training, so this is another split, and not the run's val/loss")
+    output = output_folder(config, folder)
+    found = evaluate(model, corpus.val, tokenizer, hardware, config.batch_size, config.max_tokens, config.stride)
+    result = {"checkpoint": str(folder.resolve()), "data": source, "stride": config.stride, **figures(found)}
+    if isinstance(corpus.val, PairStream):
+        assert output is not None  # pairs always have one
+        result |= evaluate_pairs(config, model, tokenizer, hardware, list(corpus.val.pairs()), output)
+    line = json.dumps(without_nan(result), ensure_ascii=False, allow_nan=False) + "\n"
+    if output is not None:
+        write_whole(output / "scores.json", [line])
+    sys.stdout.write(line)
+    return 0
+
+
+def has_changed(data: DataConfig, corpus: Corpus, folder: Path) -> bool:
+    """Whether a split corpus is, by its options, the one that a checkpoint was trained on, but not by its tokens."""
+    if not has_state(folder):
+        return False
+    state = read_state(folder)
+    before, now = state.config.get("data", {}), to_dict(data)
+    same = all(before.get(name) == now[name] for name in now if f"data.{name}" not in HOW_TO_PREPARE)
+    return same and corpus.fingerprint[:12] not in str(state.identity.get("corpus"))
+
+
+def check_stride(stride: int | None, context_length: int) -> None:
+    if stride is not None and stride > context_length:
+        raise UserError(
+            f"stride={stride}: windows of the model's {context_length} tokens would leave some out; give at most that"
+        )
+
+
+def output_folder(config: EvaluateConfig, folder: Path) -> Path | None:
+    """The folder that the files go to, made now; None where there will be none. Raises UserError."""
+    folder = folder.resolve()
+    if config.output:
+        path = Path(config.output).expanduser()
+    elif config.data.name != "pairs":
+        return None
+    elif folder.parent.name == "checkpoints":
+        path = folder.parent.parent / "evaluation"
+    else:
+        path = Path("evaluations") / Path(config.checkpoint).expanduser().resolve().name
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output={path} cannot be made ({error.strerror}); choose another folder") from None
+    return path
+
+
+def figures(found: Evaluation) -> dict[str, Any]:
+    """An evaluation under the names of the result."""
+    return {
+        "tokens": found.n_tokens,
+        "bytes": round(found.n_bytes),
+        "loss": found.loss,
+        "perplexity": found.perplexity,
+        "bits_per_byte": found.bits_per_byte,
+    }
+
+
+def evaluate_pairs(
+    config: EvaluateConfig,
+    model: Decoder,
+    tokenizer: Tokenizer,
+    hardware: Hardware,
+    pairs: Sequence[Pair],
+    output: Path,
+) -> dict[str, Any]:
+    """Write a completion for each pair's prompt, at most `max_pairs`, and compare it with the pair's own."""
+    chosen = pairs[: config.max_pairs]
+    result: dict[str, Any] = {"pairs": len(pairs), "generated": len(chosen)}
+    if not chosen:
+        return result | {"scores": None, "generations": None}
+    if hardware.device.type == "cuda" or config.precision != "auto":  # the CPU's default is fp32, as in sample.py
+        model.to(hardware.dtype)
+    made = complete(config, model, tokenizer, chosen)
+    path = output / "generations.jsonl"
+    write_whole(path, (json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in made))
+    scores = score([each.prediction for each in made], [each.reference for each in made])
+    return result | {"scores": asdict(scores), "generations": str(path)}
+
+
+def complete(config: EvaluateConfig, model: Decoder, tokenizer: Tokenizer, pairs: Sequence[Pair]) -> list[Generation]:
+    """A completion for each pair, in their order. Prompts of similar length are decoded together, the longest first."""
+    order = sorted(range(len(pairs)), key=lambda number: -len(pairs[number][0]))
+    size = config.batch_size // config.num_beams
+    made: dict[int, Generation] = {}
+    reported = time.monotonic()
+    for first in range(0, len(order), size):
+        numbers = order[first : first + size]
+        samples = continuations(config, model, tokenizer, [pairs[number][0] for number in numbers])
+        for number, sample in zip(numbers, samples, strict=True):
+            reference = tokenizer.decode(pairs[number][1])
+            made[number] = Generation(sample.prompt, reference, sample.text, sample.ended)
+        if time.monotonic() - reported > REPORT_EVERY:
+            reported = time.monotonic()
+            say(f"completions written: {len(made):,} of {len(pairs):,}")
+    return [made[number] for number in range(len(pairs))]
+
+
+def continuations(
+    config: EvaluateConfig, model: Decoder, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]]
+) -> list[Sample]:
+    """The likeliest continuation of each prompt that greedy decoding or beam search finds."""
+    if config.num_beams > 1:
+        found = beam_search(
+            model, tokenizer, prompts,
+            num_beams=config.num_beams, num_return=1, max_new_tokens=config.max_new_tokens, stop=config.stop,
+        )  # fmt: skip
+        return [best for (best,) in found]
+    jobs = [(prompt, 0) for prompt in prompts]
+    greedy = Sampling(temperature=0)
+    *_, samples = generate(model, tokenizer, jobs, greedy, max_new_tokens=config.max_new_tokens, stop=config.stop)
+    return samples
+
+
+def without_nan(value: Any) -> Any:
+    """The value with None for every number in it that is not finite, which JSON cannot hold."""
+    if isinstance(value, dict):
+        return {name: without_nan(each) for name, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_whole(path: Path, lines: Iterable[str]) -> None:
+    """Write a file under another name, then rename it, so that it is whole or not there."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.writelines(lines)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

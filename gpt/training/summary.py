@@ -1,0 +1,111 @@
+"""What a run tells people at its start, a table of what will happen, and at its end."""
+
+from __future__ import annotations
+
+import shlex
+
+from rich.console import Console
+
+from gpt.model.context import describe_change
+from gpt.model.lora import trainable_parameter_count
+from gpt.training.evaluation import compressors
+from gpt.training.initial import initial_context
+from gpt.training.metrics import duration
+from gpt.training.report import indented
+from gpt.training.trainer import Trainer
+
+
+def console() -> Console:
+    return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def print_start(trainer: Trainer) -> None:
+    """The table at the start of a run, on standard error."""
+    config, corpus = trainer.config, trainer.corpus
+    parameters = trainer.model.parameter_count()
+    bytes_per_token = corpus.train.n_bytes / len(corpus.train)
+    rows = {
+        "run": str(trainer.run_dir),
+        "corpus": f"{corpus.source}: {len(corpus.train):,} tokens to train on, {len(corpus.val):,} held out",
+        "pairs": trainer.data.description.removeprefix("pairs: "),
+        "tokenizer": f"{corpus.tokenizer.name}, {corpus.tokenizer.vocab_size:,} tokens of {bytes_per_token:.2f} bytes",
+        "model": f"{config.model.dialect}, {parameters:,} parameters, context {config.model.context_length}",
+        "start": describe_start(trainer),
+        "training": describe_work(trainer, parameters),
+        "hardware": trainer.hardware.describe(),
+        "memory": f"{training_state_bytes(trainer) / 2**20:,.0f} MiB of weights, gradients and optimizer state, "
+        "plus activations",
+    }
+    out = console()
+    for name, value in rows.items():
+        if value:
+            out.print(f"{name:<10} {value}")
+
+
+def describe_start(trainer: Trainer) -> str:
+    """Where the weights come from; "" for random ones."""
+    config = trainer.config
+    if not config.init_from:
+        return ""
+    change = describe_change(initial_context(config), config.model.context_length, config.model.position_kind)
+    parts = [f"weights of {config.init_from}", *([change] if change else [])]
+    if config.lora.rank:
+        trained = trainable_parameter_count(trainer.model)
+        share = trained / trainer.model.parameter_count()
+        parts.append(f"LoRA of rank {config.lora.rank} trains {trained:,} parameters ({100 * share:.2f} %)")
+    return ", ".join(parts)
+
+
+def describe_work(trainer: Trainer, parameters: int) -> str:
+    train = trainer.config.train
+    sequences = train.batch_size * train.grad_accum_steps
+    per_step = sequences * trainer.data.tokens_per_sequence
+    total, epochs = per_step * train.max_steps, sequences * train.max_steps / trainer.data.sequences_per_epoch
+    return (
+        f"{train.max_steps:,} steps of {per_step:,.0f} tokens = {total:,.0f} tokens: "
+        f"{total / parameters:.1f} for each parameter, {epochs:.2f} epochs"
+    )
+
+
+def training_state_bytes(trainer: Trainer) -> int:
+    """Bytes of fp32 weights, and of trained ones gradients and optimizer state: two numbers a weight, with Muon one."""
+    weights = trainer.model.parameter_count()
+    frozen = sum(p.numel() for p in trainer.model.parameters() if not p.requires_grad)
+    in_muon = sum(
+        p.numel() for optimizer, _ in trainer.optimizers.peaks[1:] for p in optimizer.param_groups[0]["params"]
+    )
+    return 4 * (weights + 3 * (weights - frozen) - in_muon)
+
+
+def print_summary(trainer: Trainer, samples: list[str]) -> None:
+    """Where the run ended, next to general compressors on the same text or to the model that it started from; `samples`
+    are what the best checkpoint writes with the seeds of the base's."""
+    config, state, corpus, out = trainer.config, trainer.state, trainer.corpus, console()
+    if state.best_loss is None:
+        return
+    out.print(
+        f"{state.step:,} steps in {duration(state.elapsed_seconds)}. Best validation loss {state.best_loss:.4f} "
+        f"nats/token, {state.best_bits_per_byte:.3f} bits/byte, at step {state.best_step:,}."
+    )
+    others = compressors(corpus.val, corpus.tokenizer, config.train.eval_tokens)
+    if others:
+        out.print(
+            "The same text compressed: " + ", ".join(f"{name} {bits:.3f} bits/byte" for name, bits in others.items())
+        )
+    if state.base:
+        print_comparison(trainer, samples)
+    out.print(f"Sample: python sample.py {shlex.quote(f'checkpoint={trainer.run_dir}')} prompt='…'")
+
+
+def print_comparison(trainer: Trainer, samples: list[str]) -> None:
+    """Before and after fine-tuning, on the same held-out text and with the same seeds."""
+    state, out = trainer.state, console()
+    base = state.base
+    out.print(
+        f"Held-out text: {base['bits_per_byte']:.3f} bits/byte with {trainer.config.init_from}, "
+        f"{state.best_bits_per_byte:.3f} now."
+    )
+    if state.best_step == 0:
+        out.print("No checkpoint beat the initial model, so the best one is its copy; try another optimizer.lr.")
+    for number, (before, after) in enumerate(zip(base["samples"], samples, strict=False)):
+        out.print(f"Sample {number}, before:\n{indented(before)}\nSample {number}, after:\n{indented(after)}")

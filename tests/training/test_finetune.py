@@ -1,0 +1,152 @@
+"""Fine-tuning end to end, with transformers as the maker of the initial model and the judge of the result."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gpt.config import ExportConfig, RunConfig, TokenizerConfig
+from gpt.options import UserError, defaults, from_dict
+from gpt.text.vocabularies import build_tokenizer
+from gpt.training.export_checkpoint import export
+from gpt.training.initial import adopt_model
+from gpt.training.run import train
+
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A GPT-2 of transformers, briefly trained there on words, and saved with `save_pretrained`."""
+    folder = tmp_path / "base"
+    folder.mkdir()
+    build_tokenizer(TokenizerConfig(name="byte")).save(folder)
+    torch.manual_seed(0)
+    shape = {"vocab_size": 257, "n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 2}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape, bos_token_id=256, eos_token_id=256))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    ids = torch.tensor(tokenizer("rain falls and the sun grows " * 40)["input_ids"])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(10):
+        batch = torch.stack([ids[i : i + 32] for i in range(step, step + 8)])
+        model(batch, labels=batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(folder)
+    return folder
+
+
+def finetune_config(base: Path, run_dir: Path, corpus: Path, **changes: Any) -> RunConfig:
+    values = defaults(RunConfig) | {"init_from": str(base), "run_dir": str(run_dir)}
+    adopt_model(values, {"init_from", "run_dir"})
+    values["data"] |= {"name": "text", "files": [str(corpus)], "prepared_dir": str(run_dir.parent / "prepared")}
+    values["optimizer"] |= {"name": "adamw", "lr": 3e-3}
+    values["train"] |= {"max_steps": 12, "batch_size": 4, "eval_every": 4, "log_every": 1, "sample_tokens": 5}
+    values["train"] |= {"precision": "fp32", "device": "cpu", "eval_tokens": 200}
+    for group, options in changes.items():
+        values[group] = values[group] | options
+    return from_dict(RunConfig, values)
+
+
+def metrics(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("lora", [{"rank": 0}, {"rank": 4}])
+def test_a_model_of_transformers_is_tuned_exported_and_continued_by_transformers(
+    base: Path, tmp_path: Path, corpus_files: Path, lora: dict[str, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    config = finetune_config(base, run_dir, corpus_files, lora=lora, optimizer={"name": "adamw", "lr": 0.01})
+    assert train(config) == 0
+    losses = {line["step"]: line["val/loss"] for line in metrics(run_dir) if "val/loss" in line}
+    assert min(losses, key=losses.__getitem__) > 0
+    assert min(losses.values()) < losses[0]
+    shown = capsys.readouterr().err
+    assert "Held-out text:" in shown
+    assert shown.count("before:") == shown.count("after:") == 3
+
+    output = tmp_path / "out"
+    assert export(ExportConfig(checkpoint=str(run_dir), output=str(output))) == 0
+    model = transformers.AutoModelForCausalLM.from_pretrained(output)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(output)
+    text = "rain falls"
+    made = model.generate(**tokenizer(text, return_tensors="pt"), max_new_tokens=8, do_sample=False)
+    assert tokenizer.decode(made[0]).startswith(text)
+    assert made.shape == (1, len(text) + 8)
+    assert not (output / "trainer").exists()
+    card = (output / "README.md").read_text(encoding="utf-8")
+    for fact in ("data", "steps", "validation loss", "python train.py", f"init_from={base}"):
+        assert fact in card, fact
+
+
+def test_the_base_is_scored_as_transformers_scores_it(base: Path, tmp_path: Path, corpus_files: Path) -> None:
+    run_dir = tmp_path / "run"
+    config = finetune_config(base, run_dir, corpus_files, train={"eval_tokens": 96, "max_steps": 1})
+    train(config)
+    (prepared,) = (path for path in (tmp_path / "prepared").iterdir() if path.is_dir())
+    ids = torch.frombuffer(bytearray((prepared / "val-00000.bin").read_bytes()), dtype=torch.uint16)[:97].long()
+    model = transformers.AutoModelForCausalLM.from_pretrained(base).eval()
+    with torch.no_grad():
+        logits = torch.cat([model(ids[i : i + 32][None]).logits[0] for i in (0, 32, 64)])
+    expected = torch.nn.functional.cross_entropy(logits, ids[1:97])
+    assert metrics(run_dir)[0]["step"] == 0
+    assert metrics(run_dir)[0]["val/loss"] == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_where_tuning_only_harms_the_base_stays_the_best(base: Path, tmp_path: Path, corpus_files: Path) -> None:
+    run_dir = tmp_path / "run"
+    changes = {"train": {"early_stop_patience": 2, "eval_every": 1}, "optimizer": {"name": "adamw", "lr": 3.0}}
+    assert train(finetune_config(base, run_dir, corpus_files, **changes)) == 0
+    assert (run_dir / "checkpoints" / "best").resolve().name == "step-00000000"
+    ours = load_file(run_dir / "checkpoints" / "best" / "model.safetensors")
+    theirs = load_file(base / "model.safetensors")
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours.keys() & theirs.keys())
+    assert metrics(run_dir)[-1]["step"] == 2  # patience
+
+
+@pytest.mark.parametrize("lora", [{"rank": 0}, {"rank": 2}])
+def test_a_continued_run_ends_with_the_same_weights(
+    base: Path, tmp_path: Path, corpus_files: Path, lora: dict[str, int]
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    schedule = {"schedule": {"name": "constant", "warmup_steps": 0}, "lora": lora}
+    train(finetune_config(base, whole, corpus_files, **schedule))
+    train(finetune_config(base, parts, corpus_files, **schedule, train={"max_steps": 8}))
+    train(finetune_config(base, parts, corpus_files, **schedule))
+    name = "adapter_model.safetensors" if lora["rank"] else "model.safetensors"
+    ours, theirs = (load_file(run / "checkpoints" / "step-00000012" / name) for run in (whole, parts))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_a_full_run_goes_on_without_its_initial_model(base: Path, tmp_path: Path, corpus_files: Path) -> None:
+    run_dir = tmp_path / "run"
+    train(finetune_config(base, run_dir, corpus_files, train={"max_steps": 4}))
+    base.rename(tmp_path / "elsewhere")
+    train(finetune_config(base, run_dir, corpus_files, train={"max_steps": 8}))
+    assert metrics(run_dir)[-1]["step"] == 8
+
+
+def test_max_epochs_ends_the_run(base: Path, tmp_path: Path, corpus_files: Path) -> None:
+    run_dir = tmp_path / "run"
+    config = finetune_config(base, run_dir, corpus_files, train={"max_epochs": 0.1, "max_steps": 1000})
+    assert train(config) == 0
+    (prepared,) = (path for path in (tmp_path / "prepared").iterdir() if path.is_dir())
+    n_tokens = json.loads((prepared / "meta.json").read_text())["splits"]["train"]["tokens"]
+    windows = (n_tokens - 1 - 31) // 32
+    assert metrics(run_dir)[-1]["step"] == -(-windows // 40)  # a tenth of an epoch, in batches of four
+
+
+def test_a_run_without_the_base_of_its_adapters_says_so(base: Path, tmp_path: Path, corpus_files: Path) -> None:
+    run_dir = tmp_path / "run"
+    train(finetune_config(base, run_dir, corpus_files, lora={"rank": 2}, train={"max_steps": 2}))
+    base.rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="base"):
+        export(ExportConfig(checkpoint=str(run_dir), output=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
