@@ -21,7 +21,6 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from gpt.config import LORA_TARGETS, ModelConfig
@@ -37,7 +36,7 @@ from gpt.model.peft_config import (
     read_adapter_config,
     write_adapter_config,
 )
-from gpt.model.tensor_files import FLOATING, list_safetensors, read_safetensor
+from gpt.model.tensor_files import FLOATING, list_safetensors, read_safetensor, write_safetensors
 from gpt.model.transformer import Decoder
 from gpt.options import UserError
 
@@ -99,7 +98,9 @@ def save_adapters(model: Decoder, folder: Path, base: str) -> None:
             tensors[name] = factor.detach().to("cpu", torch.float32, copy=True)  # else equal A's would share memory
     targets = list(dict.fromkeys(map(target_module, entries)))
     write_adapter_config(folder, AdapterConfig(base, rank, alpha), targets, any(e.transposed for e in entries))
-    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt", FINGERPRINT: base_fingerprint(model)})
+    write_safetensors(
+        tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt", FINGERPRINT: base_fingerprint(model)}
+    )
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ breaks goes on where it was while the process lives; another process fetches it 
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from collections.abc import Collection
@@ -73,6 +74,7 @@ def find_model(path: str | Path, option: str = "checkpoint") -> Path:
     raise UserError(f"{said}: this is no checkpoint: it has neither checkpoints/best nor config.json")
 
 
+@functools.cache  # a command asks for its model more than once
 def download(model: HubModel, said: str) -> Path:
     """The local snapshot of a model on the Hub, completed where needed; the cached one where the Hub is out of reach.
 

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from gpt.config import ModelConfig
 from gpt.model.dialects import BASE_PREFIX, HEAD, Entry, from_huggingface_config, tensor_table, to_huggingface_config
-from gpt.model.tensor_files import FLOATING, SAFETENSORS, Stored, list_tensors, read_object
+from gpt.model.tensor_files import FLOATING, SAFETENSORS, Stored, list_tensors, read_object, write_safetensors
 from gpt.model.transformer import INIT_STD, Decoder
 from gpt.options import UserError
 
@@ -181,7 +180,7 @@ def save_model(
         for entry in map(entries.__getitem__, names):
             part = parameters[entry.ours].detach()[entry.rows].to("cpu", dtype)
             tensors[entry.theirs] = (part.T if entry.transposed else part).contiguous()
-        save_file(tensors, folder / file, metadata={"format": "pt"})
+        write_safetensors(tensors, folder / file, metadata={"format": "pt"})
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / f"{SAFETENSORS}.index.json").write_text(json.dumps(index, indent=2) + "\n")

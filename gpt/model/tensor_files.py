@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from gpt.options import UserError
@@ -111,6 +112,14 @@ def read_safetensor(file: Path, name: str) -> Tensor:
             return opened.get_tensor(name)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} cannot be read: {error}") from None
+
+
+def write_safetensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a file that others may read as they may its neighbours: the library makes it private to its owner."""
+    file.touch()
+    mode = file.stat().st_mode
+    save_file(tensors, file, metadata=metadata)
+    file.chmod(mode)
 
 
 def list_pickled(file: Path) -> dict[str, Stored]:

@@ -11,6 +11,7 @@ and keys); Vaswani et al. 2017 (sinusoidal positions). Structure after nanoGPT's
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -120,12 +121,17 @@ class Decoder(nn.Module):
 
     def flops_per_token(self) -> int:
         """Floating-point operations of forward and backward for one token at full context, 6 N + 12 L H D T
-        (Chowdhery et al. 2022, PaLM, appendix B), N being the weights that multiply, the head included."""
+        (Chowdhery et al. 2022, PaLM, appendix B), N being the weights that multiply, the head included; a frozen
+        weight needs no gradient of its own and counts 4 times."""
         config = self.config
-        matrices = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
-        matrices -= (self.embed.num_embeddings - self.vocab_size) * config.n_embd
+        matrices = sum((6 if (w := m.weight).requires_grad else 4) * w.numel() for m in self.linear_layers())
+        padding = (self.embed.num_embeddings - self.vocab_size) * config.n_embd
+        matrices -= (6 if self.head.weight.requires_grad else 4) * padding
         attention = 12 * config.n_layer * config.n_head * config.head_width * config.context_length
-        return 6 * matrices + attention
+        return matrices + attention
+
+    def linear_layers(self) -> Iterator[nn.Linear]:
+        return (module for module in self.modules() if isinstance(module, nn.Linear))
 
 
 class Block(nn.Module):

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from gpt.model.tensor_files import write_safetensors
 from gpt.options import UserError
 
 TRAINER, STATE, OPTIMIZER, RANDOM = "trainer", "state.json", "optimizer.safetensors", "random.safetensors"
@@ -127,8 +128,8 @@ def write_trainer(folder: Path, state: TrainerState, optimizer: dict[str, Tensor
     trainer.mkdir()
     text = json.dumps({"format": FORMAT} | asdict(state), indent=1, ensure_ascii=False)
     (trainer / STATE).write_text(text + "\n", encoding="utf-8")
-    save_file({name: tensor.cpu().contiguous() for name, tensor in optimizer.items()}, trainer / OPTIMIZER)
-    save_file(random, trainer / RANDOM)
+    write_safetensors({name: tensor.cpu().contiguous() for name, tensor in optimizer.items()}, trainer / OPTIMIZER)
+    write_safetensors(random, trainer / RANDOM)
 
 
 def read_state(folder: Path) -> TrainerState:

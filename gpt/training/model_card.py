@@ -53,7 +53,7 @@ def model_card(
 
 def training_facts(state: TrainerState) -> dict[str, str]:
     facts = {
-        "data": str(state.identity.get("corpus", "unknown")),
+        "data": describe_data(state),
         "steps": f"{state.step:,}, of {state.sequences:,} sequences in all",
         "seed": str(state.config.get("seed")),
     }
@@ -66,6 +66,13 @@ def training_facts(state: TrainerState) -> dict[str, str]:
         before = f"{state.base['loss']:.4f} nats/token, {state.base['bits_per_byte']:.3f} bits/byte"
         facts["validation loss before fine-tuning"] = before
     return facts
+
+
+def describe_data(state: TrainerState) -> str:
+    """Kind of source, length and fingerprint of the training text."""
+    length, _, fingerprint = str(state.identity.get("corpus", "unknown")).rpartition(" ")
+    source = state.config.get("data", {}).get("name", "unknown source")
+    return f"{source}, {length} to train on, fingerprint {fingerprint}"
 
 
 def train_command(config: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -205,3 +206,13 @@ def test_pickles_of_other_things_are_refused(folder: Path, content: object) -> N
     torch.save(content, folder / "pytorch_model.bin")
     with pytest.raises(UserError, match="does not hold tensors by name"):
         load_model(folder)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
+def test_weights_are_as_readable_as_their_neighbours(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        save_model(make_decoder(), tmp_path, end_of_text=0)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o644}

@@ -140,3 +140,13 @@ def test_merged_logits_of_gpt2_124m() -> None:
         before = model(tokens)
         merge_adapters(model)
         torch.testing.assert_close(model(tokens), before, atol=1e-5, rtol=0)
+
+
+def test_a_frozen_weight_costs_no_gradient_of_its_own() -> None:
+    model = make_decoder()
+    whole = model.flops_per_token()
+    matrices = model.vocab_size * model.config.n_embd + sum(
+        module.weight.numel() for block in model.blocks for module in block.modules() if isinstance(module, nn.Linear)
+    )
+    model.requires_grad_(False)
+    assert whole - model.flops_per_token() == 2 * matrices
