@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +152,51 @@ def test_a_run_without_the_base_of_its_adapters_says_so(base: Path, tmp_path: Pa
     with pytest.raises(UserError, match="base"):
         export(ExportConfig(checkpoint=str(run_dir), output=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
+
+
+SHAKESPEARE = Path(__file__).resolve().parents[3] / "shared" / "data" / "tinyshakespeare.txt"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHAKESPEARE.exists(), reason="needs tiny Shakespeare in ../shared/data")
+@pytest.mark.usefixtures("gpt2_vocabulary")
+def test_a_gpt2_of_transformers_learns_shakespeare_here_and_goes_on_there(tmp_path: Path) -> None:
+    """GPT-2's own vocabulary and layout, trained briefly by transformers, tuned by the commands, continued there."""
+    base, out = tmp_path / "base", tmp_path / "out"
+    base.mkdir()
+    build_tokenizer(TokenizerConfig(name="gpt2")).save(base)
+    text = SHAKESPEARE.read_text(encoding="utf-8")
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_positions=128, n_embd=128, n_layer=4, n_head=4))
+    ids = torch.tensor(transformers.AutoTokenizer.from_pretrained(base)(text[:200_000])["input_ids"])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for step in range(60):
+        batch = torch.stack([ids[i : i + 128] for i in range(step * 512, step * 512 + 512, 128)])
+        model(batch, labels=batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(base)
+
+    options = [f"data.files={SHAKESPEARE}", "data=text", f"init_from={base}", f"run_dir={tmp_path / 'run'}"]
+    options += [f"data.prepared_dir={tmp_path / 'prepared'}", "train.max_steps=30", "optimizer.lr=1e-3"]
+    command("train.py", *options, "train.eval_tokens=8192", "train.eval_every=15")
+    losses = [line["val/loss"] for line in metrics(tmp_path / "run") if "val/loss" in line]
+    assert min(losses) < losses[0] - 0.3
+    found = command("evaluate.py", f"checkpoint={tmp_path / 'run'}", "max_tokens=8192")
+    assert json.loads(found)["loss"] == pytest.approx(min(losses), rel=1e-5)
+    command("export.py", f"checkpoint={tmp_path / 'run'}", f"output={out}")
+    tuned = transformers.AutoModelForCausalLM.from_pretrained(out)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    prompt = tokenizer("ROMEO:\n", return_tensors="pt")
+    made = tokenizer.decode(tuned.generate(**prompt, max_new_tokens=40, do_sample=False)[0])
+    assert made.startswith("ROMEO:\n")
+    ours = command("sample.py", f"checkpoint={out}", "prompt=ROMEO:\n", "temperature=0", "max_new_tokens=40")
+    assert ours.removesuffix("\n") == made.removesuffix("<|endoftext|>")
+
+
+def command(script: str, *options: str) -> str:
+    """What a command prints on standard output."""
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, root / script, *options], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
