@@ -11,16 +11,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gpt.cli import Command, main
 from gpt.config import RunConfig
+from train import COMMAND as TRAIN
 
 COMMAND = Command(
     kind=RunConfig,
     config="train",
+    adopt=TRAIN.adopt,
+    implications=TRAIN.implications,
     description="Tokenize a corpus ahead of time; train.py with the same data and tokenizer then starts at once.",
     examples=(
         "python data/prepare.py data=text data.files='[book.txt,notes/**/*.md]' tokenizer=bpe",
         "python data/prepare.py data=huggingface data.path=roneneldan/TinyStories data.column=text tokenizer=gpt2",
     ),
-    listed=("data", "tokenizer"),
+    listed=("init_from", "data", "tokenizer"),
 )
 
 

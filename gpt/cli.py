@@ -56,18 +56,23 @@ def main(command: Command[C], run: Callable[[C], int | None], argv: Sequence[str
         _say("interrupted")
         return 130
     except OSError as error:
-        status = _status_of(error, config)
+        status = _status_of(error, _given_paths(argv, config))
         if status is None:
             raise
         return status
+    except RuntimeError as error:
+        if "home directory" not in str(error):  # how pathlib says that there is no such ~user
+            raise
+        _say(f"{_script()}: a path begins with ~ and the name of no user ({error}); write it out, or begin with ./~")
+        return 2
 
 
-def _status_of(error: OSError, config: Any) -> int | None:
+def _status_of(error: OSError, given: list[str]) -> int | None:
     """The exit status of an error that is not a bug, after a line about it; None for a bug."""
     if isinstance(error, BrokenPipeError) and _reader_went_away():
         return 141
     ours = [str(path) for path in (error.filename, error.filename2) if isinstance(path, (str, os.PathLike))]
-    users = any(_is_inside(path, folder) for path in ours for folder in _paths(config))
+    users = any(_is_inside(path, folder) for path in ours for folder in given)
     where = f"{', '.join(ours)}: " if ours else ""
     if error.errno in MACHINE_ERRORS:
         status = 1
@@ -96,10 +101,10 @@ def _reader_went_away() -> bool:
     return bool(closed)
 
 
-def _paths(config: Any) -> list[str]:
-    """The values of the configuration that may be paths which the user gave."""
+def _given_paths(argv: Sequence[str], config: Any) -> list[str]:
+    """The values that may be paths which the user gave; of the arguments, where there is no configuration yet."""
     if config is None:
-        return []
+        return [os.path.expanduser(text) for _, _, text in (argument.partition("=") for argument in argv) if text]
     values = [look_up(config, leaf.name) for leaf in leaves(type(config)) if leaf.rule.free_text]
     return [text for value in values if value for text in (value if isinstance(value, tuple) else (value,))]
 

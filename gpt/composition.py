@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from gpt.arguments import CONFIGS, NONE, Arguments, Command, check_choices, parse
-from gpt.options import C, ConfigError, UserError, defaults, read_dict
+from gpt.options import C, ConfigError, Mistake, UserError, defaults, read_dict
 
 
 def load_config(command: Command[C], argv: Sequence[str]) -> C:
@@ -30,7 +30,13 @@ def load_config(command: Command[C], argv: Sequence[str]) -> C:
         given.doubtful.update(command.groups())
     values = _compose(command, given)
     if command.adopt and not given.mistakes:
-        command.adopt(values, _names_set(given))
+        try:
+            command.adopt(values, _names_set(given))
+        except ConfigError as error:
+            given.mistakes += error.mistakes
+        except UserError as error:  # of a file or a download; listed with the mistakes of the other options
+            option, _, message = str(error).partition(": ")
+            given.mistakes.append(Mistake(option, message))
     config, found = read_dict(command.kind, values, given.doubtful)
     if given.mistakes or config is None:
         raise ConfigError([*given.mistakes, *found])
@@ -122,11 +128,19 @@ def _names_set(given: Arguments) -> set[str]:
     chosen = {group: choice for group, choice in given.choices.items() if choice != NONE}
     names = {*chosen, *given.ordinary, *given.free}
     for group, choice in chosen.items():
-        content = yaml.safe_load((CONFIGS / group / f"{choice}.yaml").read_text(encoding="utf-8")) or {}
-        overridden = [key for entry in content.pop("defaults", ()) for key in entry if isinstance(entry, Mapping)]
-        names.update(key.removeprefix("override /") for key in overridden)
-        names.update(_leaf_names(content, "" if group == "experiment" else f"{group}."))
+        names.update(_names_in_file(group, choice))
     return names
+
+
+def _names_in_file(group: str, choice: str) -> Iterator[str]:
+    """Options and groups that a file of `configs/` sets, and those on which it builds."""
+    content = yaml.safe_load((CONFIGS / group / f"{choice}.yaml").read_text(encoding="utf-8")) or {}
+    for entry in content.pop("defaults", ()):
+        if isinstance(entry, Mapping):
+            yield from (key.removeprefix("override /") for key in entry)
+        elif entry != "_self_":
+            yield from _names_in_file(group, entry)
+    yield from _leaf_names(content, "" if group == "experiment" else f"{group}.")
 
 
 def _leaf_names(content: Mapping[str, Any], prefix: str) -> Iterator[str]:

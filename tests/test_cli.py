@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from gpt.arguments import Implication, choices_of, leaves
 from gpt.cli import Command, main
@@ -613,3 +614,40 @@ def test_adoption_sees_what_was_given_and_its_values_count() -> None:
 def test_only_groups_without_a_default_take_null() -> None:
     assert train("experiment=null") == train()
     assert "model=null: is not one of" in mistakes("model=null")[0]
+
+
+@pytest.mark.parametrize("group", ["data", "tokenizer", "schedule"])
+def test_the_files_of_a_group_only_name_it(group: str) -> None:
+    """The command on a model card gives a choice and what differs from our defaults; more would need spelling out."""
+    for choice in choices_of(group):
+        content = yaml.safe_load((ROOT / "configs" / group / f"{choice}.yaml").read_text(encoding="utf-8"))
+        assert content in (None, {"name": choice})
+
+
+@pytest.mark.parametrize(
+    "init_from", ["a" * 300, "~nobodyhere/x", "sealed/model"], ids=["too long", "no such user", "unreadable"]
+)
+def test_a_path_that_fails_before_there_is_a_configuration(
+    init_from: str, empty_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def adopt(values: dict[str, Any], given: set[str]) -> None:
+        path = Path(values["init_from"]).expanduser()
+        if path.parts[0] == "sealed":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path / "config.json"))
+        (path / "config.json").open()
+
+    command = Command(RunConfig, "train", "Train.", adopt=adopt)
+    assert main(command, lambda config: 0, [f"init_from={init_from}"]) == 2
+    said = capsys.readouterr().err
+    assert init_from[:40] in said or "~" in said
+    assert said.count("\n") == 1
+
+
+def test_what_adoption_refuses_is_listed_with_the_other_mistakes() -> None:
+    def adopt(values: dict[str, Any], given: set[str]) -> None:
+        raise UserError("init_from=nowhere: there is no such folder")
+
+    command = Command(RunConfig, "train", "Train.", adopt=adopt)
+    found = mistakes("init_from=nowhere", "train.max_steps=abc", command=command)
+    assert found[0] == "init_from=nowhere: there is no such folder"
+    assert found[1].startswith("train.max_steps=abc: ")

@@ -1,8 +1,20 @@
-"""What every command that computes has to say about devices."""
+"""What several commands say alike: which checkpoint, on which device, in which arithmetic."""
 
 from __future__ import annotations
 
 from gpt.options import Mistake
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+CHECKPOINT = (
+    "a run folder, one of its checkpoints, any model folder in the gpt2, llama or qwen3 dialect, an adapter folder, "
+    "or a Hub id (ID@REVISION pins it)"
+)
+
+
+def checkpoint_mistakes(checkpoint: str) -> list[Mistake]:
+    if checkpoint:
+        return []
+    return [Mistake("checkpoint", "is missing; give a run, a model folder or a Hub id, as checkpoint=runs/stdlib-mini")]
 
 
 def device_mistakes(device: str) -> list[Mistake]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from gpt.config.data import DataConfig
-from gpt.config.device import device_mistakes
+from gpt.config.device import CHECKPOINT, PRECISIONS, checkpoint_mistakes, device_mistakes
+from gpt.config.sampling import DEFAULT_BATCH_SIZE, DEFAULT_NEW_TOKENS, decoding_mistakes
 from gpt.options import Mistake, Options, group, option
 
+TOKENS_AT_ONCE = 8192  # of a batch whose size is not given
 FOR_PAIRS = ("max_new_tokens", "num_beams", "max_pairs", "stop")
 
 
@@ -15,12 +17,15 @@ FOR_PAIRS = ("max_new_tokens", "num_beams", "max_pairs", "stop")
 class EvaluateConfig(Options):
     """Everything `evaluate.py` takes."""
 
-    checkpoint: str = option("", "a run folder, a checkpoint, or any gpt2, llama or qwen3 model folder", free_text=True)
+    checkpoint: str = option("", CHECKPOINT, free_text=True)
     part: str = option(
         "auto",
         "held_out: what training holds out, by data.val_files or data.val_fraction; auto: that where no data option "
         "is given, or data.val_files, else all",
         choices=("auto", "all", "held_out"),
+    )
+    context_length: int | None = option(
+        None, "tokens the model sees at once, at most its own context; null: that", unit="tokens", low=1
     )
     stride: int | None = option(
         None,
@@ -35,14 +40,20 @@ class EvaluateConfig(Options):
         unit="tokens",
         low=1,
     )
-    batch_size: int = option(32, "sequences at once; each beam is one", unit="sequences", low=1)
+    batch_size: int | None = option(
+        None,
+        f"sequences at once, each beam being one; null: for the loss as many as hold {TOKENS_AT_ONCE:,} tokens, for "
+        f"completions {DEFAULT_BATCH_SIZE}",
+        unit="sequences",
+        low=1,
+    )
     device: str = option("auto", "auto: cuda, else mps, else cpu; also cuda:1")
     precision: str = option(
         "auto",
         "auto: as in training, bf16 where the hardware multiplies it faster, fp16 on older GPUs, else fp32",
-        choices=("auto", "fp32", "bf16", "fp16"),
+        choices=("auto", *PRECISIONS),
     )
-    max_new_tokens: int = option(200, "data=pairs: longest completion written", unit="tokens", low=1)
+    max_new_tokens: int = option(DEFAULT_NEW_TOKENS, "data=pairs: longest completion written", unit="tokens", low=1)
     num_beams: int = option(1, "data=pairs: 1: always the likeliest token; above: beam search", low=1)
     max_pairs: int | None = option(
         None, "data=pairs: write completions for the first so many; null: all; 0: only the loss", unit="pairs", low=0
@@ -52,8 +63,9 @@ class EvaluateConfig(Options):
     )
     output: str = option(
         "",
-        "folder for scores.json and generations.jsonl; empty: for pairs `evaluation` in the run, or "
-        "evaluations/CHECKPOINT for another model, else none",
+        "folder for scores.json and generations.jsonl, whose old ones are replaced; empty: for pairs "
+        "RUN/evaluation/STEP, or evaluations/NAME for another model, its path or Hub id with -- for each slash; else "
+        "none",
         free_text=True,
     )
     data: DataConfig = group(  # noqa: RUF009
@@ -61,20 +73,11 @@ class EvaluateConfig(Options):
     )
 
     def mistakes(self) -> list[Mistake]:
-        found = device_mistakes(self.device)
-        if not self.checkpoint:
-            found.append(
-                Mistake("checkpoint", "is missing; give a run or model folder, as checkpoint=runs/stdlib-mini")
-            )
+        found = checkpoint_mistakes(self.checkpoint) + device_mistakes(self.device)
         if self.data.name != "pairs":
             defaults = {spec.name: spec.default for spec in fields(self)}
             changed = [name for name in FOR_PAIRS if getattr(self, name) != defaults[name]]
             found += [Mistake(name, f"is only for data=pairs, not {self.data.name}") for name in changed]
         elif self.stride is not None:
             found.append(Mistake("stride", "does not go with data=pairs: each pair is one window; leave it away"))
-        if self.num_beams > self.batch_size:
-            message = f"a prompt's beams are decoded at once, and batch_size={self.batch_size} is less; raise it"
-            found.append(Mistake("num_beams", message))
-        if any(not text for text in self.stop):
-            found.append(Mistake("stop", "an empty text would stop at once; leave the option away"))
-        return found
+        return found + decoding_mistakes(self.num_beams, self.batch_size, self.stop)

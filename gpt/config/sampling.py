@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gpt.config.device import device_mistakes
+from gpt.config.device import CHECKPOINT, checkpoint_mistakes, device_mistakes
 from gpt.options import Mistake, Options, option
 
 DEFAULT_TEMPERATURE = 0.8
+DEFAULT_NEW_TOKENS = 200
+DEFAULT_BATCH_SIZE = 32  # sequences decoded at once
 
 
 @dataclass(frozen=True)
 class SampleConfig(Options):
     """Everything `sample.py` takes."""
 
-    checkpoint: str = option("", "a run folder, a checkpoint, or any gpt2, llama or qwen3 model folder", free_text=True)
+    checkpoint: str = option("", CHECKPOINT, free_text=True)
     prompt: str = option("", "text to continue, verbatim; empty: the start of a document", free_text=True)
     prompt_file: str | None = option(
         None, "file with one prompt on each line, or JSONL with a `prompt` field", free_text=True
     )
     output: str | None = option(None, "JSONL file for prompts and samples, instead of standard output", free_text=True)
-    max_new_tokens: int = option(200, "longest continuation", unit="tokens", low=1)
+    max_new_tokens: int = option(DEFAULT_NEW_TOKENS, "longest continuation", unit="tokens", low=1)
     num_samples: int = option(1, "continuations of each prompt", low=1)
     temperature: float | None = option(
         None, f"divides the logits; 0: always the likeliest token; null: {DEFAULT_TEMPERATURE}", low=0
@@ -41,18 +43,16 @@ class SampleConfig(Options):
     seed: int = option(
         1337, "sample i of a seed is the same alone and in a batch; no influence on beams", low=0, below=2**63
     )
-    batch_size: int = option(32, "sequences decoded at once, each beam being one", unit="sequences", low=1)
+    batch_size: int = option(
+        DEFAULT_BATCH_SIZE, "sequences decoded at once, each beam being one", unit="sequences", low=1
+    )
     stream: bool = option(True, "print text while it is made (one sample of one prompt, no beams)")
     interactive: bool = option(False, "read prompts from the terminal, one a line")
     device: str = option("auto", "auto: cuda, else mps, else cpu; also cuda:1")
     precision: str = option("auto", "weights and arithmetic: auto, fp32 or bf16", choices=("auto", "fp32", "bf16"))
 
     def mistakes(self) -> list[Mistake]:
-        found = device_mistakes(self.device)
-        if not self.checkpoint:
-            found.append(
-                Mistake("checkpoint", "is missing; give a run or model folder, as checkpoint=runs/stdlib-mini")
-            )
+        found = checkpoint_mistakes(self.checkpoint) + device_mistakes(self.device)
         if self.interactive:
             for name in ("prompt", "prompt_file", "output"):
                 if getattr(self, name):
@@ -61,10 +61,7 @@ class SampleConfig(Options):
                 found.append(Mistake("num_samples", "does not go with interactive=true"))
         elif self.prompt and self.prompt_file:
             found.append(Mistake("prompt_file", "give prompt or prompt_file, not both"))
-        found += self.beam_mistakes()
-        if any(not text for text in self.stop):
-            found.append(Mistake("stop", "an empty text would stop at once; leave the option away"))
-        return found
+        return found + self.beam_mistakes() + decoding_mistakes(self.num_beams, self.batch_size, self.stop)
 
     def beam_mistakes(self) -> list[Mistake]:
         if self.num_beams == 1:
@@ -78,7 +75,15 @@ class SampleConfig(Options):
         ]
         if self.num_samples > self.num_beams:
             found.append(Mistake("num_samples", f"is more than num_beams={self.num_beams}; raise num_beams"))
-        if self.num_beams > self.batch_size:
-            message = f"a prompt's beams are decoded at once, and batch_size={self.batch_size} is less; raise it"
-            found.append(Mistake("num_beams", message))
         return found
+
+
+def decoding_mistakes(num_beams: int, batch_size: int | None, stop: tuple[str, ...]) -> list[Mistake]:
+    """What every command that decodes refuses; `batch_size` None fits any beams."""
+    found = []
+    if batch_size is not None and num_beams > batch_size:
+        message = f"a prompt's beams are decoded at once, and batch_size={batch_size} is less; raise it"
+        found.append(Mistake("num_beams", message))
+    if any(not text for text in stop):
+        found.append(Mistake("stop", "an empty text would stop at once; leave the option away"))
+    return found

@@ -55,7 +55,7 @@ class TrainConfig(Options):
 
     max_steps: int = option(700, "optimizer updates in the whole run", unit="steps", low=1)
     max_epochs: float | None = option(
-        None, "end after so many passes over the training data, where that comes before max_steps", above=0
+        None, "end after so many passes over the training data, where that comes before max_steps", above=0, high=1e6
     )
     batch_size: int = option(8, "sequences in one micro-batch on one device", unit="sequences", low=1)
     grad_accum_steps: int = option(1, "micro-batches in one update", low=1)
@@ -97,16 +97,22 @@ class LoRAConfig(Options):
     """Low-rank adapters (Hu et al. 2021): the base weights stay, and each targeted matrix learns a small correction."""
 
     rank: int = option(0, "rank of the correction of each matrix; 0: train every weight instead", low=0)
-    alpha: float = option(16.0, "the correction is scaled by alpha / rank", above=0)
+    alpha: float = option(16.0, "the correction is scaled by alpha / rank", above=0, high=1e6)
     targets: tuple[str, ...] = option(
         LORA_TARGETS, "matrices of each block that get one, of attention.qkv, attention.out, mlp.up, mlp.down"
     )
 
     def mistakes(self) -> list[Mistake]:
-        if not self.targets or (unknown := [name for name in self.targets if name not in LORA_TARGETS]):
-            wrong = f"has no {unknown[0]!r}" if self.targets else "is empty"
-            return [Mistake("targets", f"{wrong}; choose from {', '.join(LORA_TARGETS)}")]
-        return []
+        found = []
+        unknown = [name for name in self.targets if name not in LORA_TARGETS]
+        if unknown or not self.targets or len(set(self.targets)) < len(self.targets):
+            wrong = f"there is no {unknown[0]!r}" if unknown else "is empty" if not self.targets else "names one twice"
+            found.append(Mistake("targets", f"{wrong}; choose from {', '.join(LORA_TARGETS)}"))
+        if not self.rank:
+            for name in ("alpha", "targets"):
+                if getattr(self, name) != getattr(type(self), name):
+                    found.append(Mistake(name, "does nothing without adapters; set lora.rank=8, or leave it away"))
+        return found
 
 
 @dataclass(frozen=True)

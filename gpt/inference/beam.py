@@ -26,7 +26,7 @@ from gpt.inference.decode import Prompt, Sample, prefill, prompt_text, prompt_to
 from gpt.inference.sampling import penalise_repetition
 from gpt.model.transformer import Decoder
 from gpt.options import UserError
-from gpt.text.tokenizers import Tokenizer
+from gpt.text.tokenizers import StreamDecoder, Tokenizer
 
 Candidate = tuple[float, int, int]  # log-probability of the whole, index of the beam that it continues, new token
 
@@ -186,10 +186,12 @@ def beam_search(
             f"and at most the number of tokens, {tokenizer.vocab_size}"
         )
 
+    finder = StopFinder(tokenizer, stop) if stop else None
+
     def ending(continuation: list[int]) -> str | None:
         if continuation[-1] == tokenizer.end_of_text:
             return "end_of_text"
-        if stop and first_stop(tokenizer.decode(continuation), stop) is not None:
+        if finder is not None and finder.stops(continuation):
             return "stop"
         return "length" if len(continuation) == max_new_tokens else None
 
@@ -203,6 +205,32 @@ def beam_search(
         best = enumerate(hypotheses[:num_return])
         samples.append([to_sample(tokenizer, text, number, each, stop) for number, each in best])
     return samples
+
+
+class StopFinder:
+    """Whether the text of a continuation holds a stop text, from its newest token and what is kept of its beam.
+
+    Continuations come as a search grows them: by length, each one of a beam that did not stop, and a token more.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+        self.stop = stop
+        self.kept = max(map(len, stop)) - 1  # characters of earlier text that a stop text may begin in
+        self.length = -1
+        # By tokens, those that the present step continues and those that it makes: the decoder, and the text's end.
+        self.beams: dict[tuple[int, ...], tuple[StreamDecoder, str]] = {}
+        self.children: dict[tuple[int, ...], tuple[StreamDecoder, str]] = {(): (tokenizer.stream(), "")}
+
+    def stops(self, continuation: Sequence[int]) -> bool:
+        """Whether a stop text is in what the tokenizer's `decode` gives for these tokens."""
+        *before, token = continuation
+        if len(before) != self.length:
+            self.beams, self.children, self.length = self.children, {}, len(before)
+        decoder, end = self.beams[tuple(before)]
+        decoder = decoder.fork()
+        text = end + decoder.step(token)
+        self.children[*before, token] = decoder, text[max(0, len(text) - self.kept) :]
+        return first_stop(text + decoder.fork().finish(), self.stop) is not None
 
 
 def to_sample(tokenizer: Tokenizer, prompt: str, number: int, hypothesis: Hypothesis, stop: Sequence[str]) -> Sample:

@@ -6,6 +6,7 @@ Text that was asked for goes to standard output, everything else to standard err
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from itertools import chain, islice
@@ -16,9 +17,10 @@ from gpt.config.sampling import DEFAULT_TEMPERATURE
 from gpt.inference.beam import beam_search
 from gpt.inference.decode import Sample, generate
 from gpt.inference.sampling import Sampling
-from gpt.model.hardware import choose_device, choose_hardware
+from gpt.model.hardware import decoding_hardware
 from gpt.model.opening import open_checkpoint
 from gpt.options import UserError
+from gpt.text.files import check_writable_folder, write_whole
 
 
 class Sampler:
@@ -27,10 +29,7 @@ class Sampler:
     def __init__(self, config: SampleConfig) -> None:
         self.config = config
         folder, self.model, self.tokenizer = open_checkpoint(config.checkpoint)
-        # The CPU's default stays fp32, so that cached decoding equals the uncached model to the last digits.
-        automatic = "auto" if choose_device(config.device).type == "cuda" else "fp32"
-        precision = automatic if config.precision == "auto" else config.precision
-        hardware = choose_hardware(config.device, precision, self.model.config.n_embd)
+        hardware = decoding_hardware(config.device, config.precision, self.model.config.n_embd)
         self.model.to(hardware.device, hardware.dtype).eval()
         temperature = DEFAULT_TEMPERATURE if config.temperature is None else config.temperature
         self.sampling = Sampling(temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty)
@@ -88,15 +87,14 @@ class Sampler:
 def sample(config: SampleConfig) -> int:
     """Run `sample.py`. Returns the exit status. Raises UserError."""
     prompts = read_prompts(config)
-    if config.output:
-        check_writable(Path(config.output).expanduser())
+    output = output_file(config.output) if config.output else None
     sampler = Sampler(config)
     for prompt in prompts:
         sampler.tokenizer.encode(prompt)  # refuse what cannot be encoded before anything is written
     if config.interactive:
         converse(sampler)
-    elif config.output:
-        write_samples(sampler, prompts, Path(config.output).expanduser())
+    elif output:
+        write_samples(sampler, prompts, output)
     elif config.stream and len(prompts) == config.num_samples == 1:
         sampler.stream(prompts[0])
     else:
@@ -111,7 +109,7 @@ def read_prompts(config: SampleConfig) -> list[str]:
     """The prompts asked for: `prompt`, or the lines of `prompt_file`, which may be JSON objects with a `prompt`."""
     if not config.prompt_file:
         return [config.prompt]
-    path = Path(config.prompt_file).expanduser()
+    path = Path(os.path.expanduser(config.prompt_file))
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -134,35 +132,41 @@ def read_prompt(line: str, where: str, path: Path) -> str:
     return record["prompt"]
 
 
-def check_writable(path: Path) -> None:
-    existed = path.exists()
+def output_file(name: str) -> Path:
+    """Where samples go; a link to a file stays, and leads to the new text. Raises UserError where that cannot be."""
+    path = Path(os.path.expanduser(name))
     try:
-        if not existed or path.is_file() or path.is_dir():  # a pipe or a device is opened once
+        if is_replaced(path):
+            path = path.resolve()
+            check_writable_folder(path.parent, f"{path.name}.partial")
+        if path.is_file() or path.is_dir():  # a pipe or a device is opened once
             path.open("a", encoding="utf-8").close()
-        if not existed:
-            path.unlink()
     except OSError as error:
-        raise UserError(f"output={path} cannot be written: {error.strerror}") from None
+        raise UserError(f"output={name} cannot be written ({error.strerror}); choose another file") from None
+    return path
+
+
+def is_replaced(path: Path) -> bool:
+    """Whether samples take the place of what is there, rather than being written to it, as to a device or pipe."""
+    return path.is_file() or not path.exists()
 
 
 def write_samples(sampler: Sampler, prompts: list[str], path: Path) -> None:
-    """One JSON object a sample. A file changes only once all are made; a device or pipe is written to directly."""
-    replaced = path.is_file() or not path.exists()
-    path = path.resolve() if path.is_file() else path  # a link stays, and leads to the new text
-    partial = path.with_name(path.name + ".partial") if replaced else path
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            for made in sampler.samples(prompts):
-                record = {"prompt": made.prompt, "sample": made.number, "text": made.text}
-                record |= {"ended": made.ended, "tokens": made.n_tokens}
-                record |= {} if made.score is None else {"score": made.score}
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        if replaced:
-            partial.replace(path)
-    finally:
-        if replaced:
-            partial.unlink(missing_ok=True)
+    """One JSON object a sample. A file changes only once all are made."""
+    lines = map(sample_line, sampler.samples(prompts))
+    if is_replaced(path):
+        write_whole(path, lines)
+    else:
+        with path.open("w", encoding="utf-8") as file:
+            file.writelines(lines)
     say(f"samples made: {len(prompts) * sampler.config.num_samples}, in {path}")
+
+
+def sample_line(made: Sample) -> str:
+    record = {"prompt": made.prompt, "sample": made.number, "text": made.text}
+    record |= {"ended": made.ended, "tokens": made.n_tokens}
+    record |= {} if made.score is None else {"score": made.score}
+    return json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def converse(sampler: Sampler) -> None:

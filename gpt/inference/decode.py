@@ -8,6 +8,7 @@ as the steps themselves, and cached and uncached decoding see exactly the same t
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -81,15 +82,17 @@ def prefill(model: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: in
     capacity = min(context, max(map(len, prompts)) + max_new_tokens)
     weight = model.embed.weight
     cache = KVCache(model.config, len(prompts), capacity, weight.device, weight.dtype)
-    done: dict[tuple[int, ...], tuple[Tensor, KVCache]] = {}
-    logits = []
+    rows_of: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for number, prompt in enumerate(prompts):
-        window = prompt[window_start(len(prompt), context) :]
-        if (key := tuple(window)) not in done:
-            done[key] = run_window(model, window)
-        cache.fill_row(number, done[key][1])
-        logits.append(done[key][0])
-    return torch.cat(logits), cache
+        rows_of[tuple(prompt[window_start(len(prompt), context) :])].append(number)
+    logits: dict[int, Tensor] = {}
+    for window, rows in rows_of.items():
+        last, own = run_window(model, window)
+        for row in rows:
+            cache.fill_row(row, own)
+            logits[row] = last
+        del own  # before the next is made: no two prompts are held twice
+    return torch.cat([logits[row] for row in range(len(prompts))]), cache
 
 
 def run_window(model: Decoder, window: Sequence[int]) -> tuple[Tensor, KVCache]:
@@ -177,9 +180,12 @@ class Sample:
 
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
-    """The ids of a prompt; an empty one is the start of a document. Raises UserError where it cannot be encoded."""
-    tokens = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-    return tokens or [tokenizer.end_of_text]
+    """The ids of a prompt, as in training: the tokenizer's prefix and those of the text; ids are taken as they are.
+
+    Where that leaves none, it is the start of a document. Raises UserError where the text cannot be encoded.
+    """
+    tokens = [*tokenizer.prefix, *tokenizer.encode(prompt)] if isinstance(prompt, str) else list(prompt)
+    return tokens or list(tokenizer.prefix) or [tokenizer.end_of_text]
 
 
 def prompt_text(tokenizer: Tokenizer, prompt: Prompt) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gpt.options import UserError
 from gpt.text.permutation import mix
 
 
@@ -73,6 +74,8 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
     # On the CPU: the sum is not deterministic on CUDA, and the caller waits for the token anyhow.
     cumulative = logits.softmax(dim=-1).cpu().cumsum(dim=-1)  # [B, V]
     total = cumulative[:, -1:].contiguous()
+    if not total.isfinite().all():
+        raise UserError("the model's logits are no finite numbers: its weights are damaged")
     token = torch.searchsorted(cumulative, uniforms[:, None] * total, right=True)
     last = torch.searchsorted(cumulative, total)  # the last token of positive probability, should rounding reach 1
     return torch.minimum(token, last)[:, 0]

@@ -13,20 +13,22 @@ Source: PEFT's `save_and_load.py` (the names of tensors).
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from gpt.config import LORA_TARGETS, ModelConfig
+from gpt.model.context import adapt
 from gpt.model.dialects import Entry, tensor_table
 from gpt.model.find import find_model
-from gpt.model.huggingface import load_model, read_config
+from gpt.model.huggingface import CONFIG_FILE, load_model, read_config
 from gpt.model.lora import adapters_of, add_adapter, merge_adapters
 from gpt.model.peft_config import (
     ADAPTER_CONFIG,
@@ -36,13 +38,15 @@ from gpt.model.peft_config import (
     read_adapter_config,
     write_adapter_config,
 )
-from gpt.model.tensor_files import FLOATING, list_safetensors, read_safetensor, write_safetensors
+from gpt.model.tensor_files import compare, list_safetensors, read_object, read_safetensor, write_safetensors
 from gpt.model.transformer import Decoder
 from gpt.options import UserError
 
 ADAPTER_WEIGHTS, PICKLED_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."  # of PEFT's wrapper around the model
-FINGERPRINT = "newleaf.base"  # among the tensors' metadata: in the JSON, PEFT would warn of a key that it lacks
+BASE_FACTS = "adapter_base.json"  # not in adapter_config.json: PEFT warns of keys that it does not know
+FINGERPRINT, CONTEXT = "fingerprint", "context_length"
+BASE = "base"  # the folder of a run that keeps what its adapters adapt
 SAMPLES = 1024  # about so many numbers of each tensor go into a fingerprint; all of a smaller one
 
 
@@ -51,21 +55,41 @@ def open_model(folder: Path) -> Decoder:
 
     Raises UserError where either folder is not whole, or the base is not there or not the one that was adapted.
     """
-    if not is_adapter(folder):
-        return load_model(folder)
-    model = load_model(find_base(folder))
-    load_adapters(model, folder)
-    merge_adapters(model)
+    if is_adapter(folder):
+        model = load_model(find_base(folder))
+        load_adapters(model, folder)
+        merge_adapters(model)
+        adapt(model, adapted_config(folder, model.config))
+    else:
+        model = load_model(folder)
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise UserError(f"{folder}: the weights are damaged: {name} holds what is no finite number")
     return model
 
 
 def read_model_config(folder: Path) -> tuple[ModelConfig, int]:
     """The configuration and vocabulary size of the decoder that `open_model` gives. Raises UserError."""
-    return read_config(find_base(folder) if is_adapter(folder) else folder)
+    if not is_adapter(folder):
+        return read_config(folder)
+    config, vocab_size = read_config(find_base(folder))
+    return adapted_config(folder, config), vocab_size
+
+
+def adapted_config(folder: Path, base: ModelConfig) -> ModelConfig:
+    """The base's configuration with the context length that the adapters were trained at, where the folder knows it."""
+    context = read_base_facts(folder).get(CONTEXT)
+    if not isinstance(context, int) or context < 1:
+        return base
+    return replace(base, context_length=min(context, base.context_length))
 
 
 def find_base(folder: Path) -> Path:
-    """The model folder that an adapter folder's base means. Raises UserError."""
+    """The model folder that an adapter folder's base means: that which its run keeps, else what it names. Raises
+    UserError."""
+    kept = folder.resolve().parent.parent / BASE
+    if (kept / CONFIG_FILE).is_file():
+        return kept
     base = base_of(folder)
     remedy = f"if the base is elsewhere, edit base_model_name_or_path in {folder / ADAPTER_CONFIG}"
     try:
@@ -98,9 +122,9 @@ def save_adapters(model: Decoder, folder: Path, base: str) -> None:
             tensors[name] = factor.detach().to("cpu", torch.float32, copy=True)  # else equal A's would share memory
     targets = list(dict.fromkeys(map(target_module, entries)))
     write_adapter_config(folder, AdapterConfig(base, rank, alpha), targets, any(e.transposed for e in entries))
-    write_safetensors(
-        tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt", FINGERPRINT: base_fingerprint(model)}
-    )
+    write_safetensors(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    facts = {FINGERPRINT: base_fingerprint(model), CONTEXT: model.config.context_length}
+    (folder / BASE_FACTS).write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
 
 @torch.no_grad()
@@ -139,7 +163,7 @@ def read_factors(model: Decoder, folder: Path, rank: int) -> dict[str, tuple[Ten
         why = f"{PICKLED_WEIGHTS} is a pickle, which could run code; save it with PEFT as safetensors"
         raise UserError(f"{folder} has no {ADAPTER_WEIGHTS}: {why if pickled else 'it is not a whole adapter folder'}")
     entries = fitting_entries(path, model, rank)
-    if saved_fingerprint(path) not in (None, base_fingerprint(model)):
+    if read_base_facts(folder).get(FINGERPRINT) not in (None, base_fingerprint(model)):  # None: a stranger's folder
         raise UserError(
             f"{folder} was trained on other weights than the base has now: was the base trained further, or replaced? "
             f"Put the one of then in its place, or name it as base_model_name_or_path in {folder / ADAPTER_CONFIG}"
@@ -160,16 +184,9 @@ def fitting_entries(path: Path, model: Decoder, rank: int) -> list[Entry]:
     for entry in entries:
         out, columns = entry.shape[::-1] if entry.transposed else entry.shape
         expected |= zip(factor_names(entry), ((rank, columns), (out, rank)), strict=True)
-    wrong = [f"{name} is missing" for name in expected.keys() - stored.keys()]
-    wrong += [f"{name} is unknown" for name in stored.keys() - expected.keys()]
-    for name in expected.keys() & stored.keys():
-        found = stored[name]
-        if found.shape != expected[name]:
-            wrong.append(f"{name} has shape {list(found.shape)}, not {list(expected[name])}")
-        elif found.dtype not in FLOATING:
-            wrong.append(f"{name} is of type {found.dtype}, not a floating one")
+    wrong = compare(expected, stored)
     if wrong or not entries:
-        listed = "".join(f"\n  {line}" for line in sorted(wrong) or ["it holds no tensor"])
+        listed = "".join(f"\n  {line}" for line in wrong or ["it holds no tensor"])
         raise UserError(f"{path} does not fit its {ADAPTER_CONFIG} and the base:{listed}")
     return entries
 
@@ -204,10 +221,10 @@ def target_module(entry: Entry) -> str:
     return ".".join(entry.theirs.split(".")[-2:])
 
 
-def saved_fingerprint(path: Path) -> str | None:
-    """That of the base that a file's adapters were trained on; None where a stranger wrote the file."""
-    with safe_open(path, framework="pt") as file:
-        return (file.metadata() or {}).get(FINGERPRINT)
+def read_base_facts(folder: Path) -> dict[str, Any]:
+    """What an adapter folder of ours knows of its base; {} for a stranger's. Raises UserError."""
+    path = folder / BASE_FACTS
+    return read_object(path) if path.is_file() else {}
 
 
 def base_fingerprint(model: Decoder) -> str:

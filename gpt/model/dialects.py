@@ -161,15 +161,23 @@ FIXED_KEYS: dict[str, dict[str, tuple[Any, ...]]] = {
 
 
 def to_huggingface_config(
-    config: ModelConfig, vocab_size: int, end_of_text: int, dtype: str = "float32", init_std: float = 0.02
+    config: ModelConfig,
+    vocab_size: int,
+    end_of_text: int,
+    dtype: str = "float32",
+    init_std: float = 0.02,
+    begin_of_text: int | None = None,
 ) -> dict[str, Any]:
-    """The keys of `config.json`. `dtype` as torch names it: what the weights beside it are stored in."""
+    """The keys of `config.json`. `dtype` as torch names it: what the weights beside it are stored in.
+
+    `begin_of_text` is the id before each text, by default `end_of_text`, which ends the one before.
+    """
     resolved = {"n_kv_head": config.kv_heads, "head_dim": config.head_width, "n_hidden": config.hidden_width}
     keys = {
         "architectures": [ARCHITECTURES[config.dialect]],
         "model_type": config.dialect,
         "vocab_size": vocab_size,
-        "bos_token_id": end_of_text,
+        "bos_token_id": end_of_text if begin_of_text is None else begin_of_text,
         "eos_token_id": end_of_text,
         "initializer_range": init_std,
         "dtype": dtype,
@@ -197,7 +205,7 @@ def from_huggingface_config(keys: Mapping[str, Any], where: object) -> tuple[Mod
     `where` names the file in messages. Raises UserError that names every key which the decoder cannot express.
     """
     dialect = keys.get("model_type")
-    if dialect not in ARCHITECTURES:
+    if not isinstance(dialect, str) or dialect not in ARCHITECTURES:
         raise UserError(f"{where}: model_type={dialect!r} is not one of {', '.join(ARCHITECTURES)}")
     if dialect == "gpt2":
         keys = {GPT2_ALIASES[key]: value for key, value in keys.items() if key in GPT2_ALIASES} | dict(keys)
@@ -237,7 +245,8 @@ def unrepresentable(dialect: str, keys: Mapping[str, Any]) -> list[str]:
     if dialect == "gpt2" and keys.get("n_ctx", positions) != positions:
         refused.append(f"n_ctx={keys['n_ctx']!r} (only n_positions, {positions!r})")
     layers = keys.get("layer_types")
-    if dialect != "gpt2" and layers is not None and (not isinstance(layers, list) or {*layers} - {"full_attention"}):
+    full = isinstance(layers, list) and all(layer == "full_attention" for layer in layers)
+    if dialect != "gpt2" and layers is not None and not full:
         refused.append(f"layer_types={layers!r} (only 'full_attention')")
     return refused
 
@@ -250,7 +259,7 @@ def read_rope(keys: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str], 
         return {}, {}, [f"{name}={rope!r} (only an object)"]
     kind = rope.get("rope_type", rope.get("type", "default"))
     scaling = "none" if kind == "default" else kind
-    if scaling not in ROPE_KEYS:
+    if not isinstance(scaling, str) or scaling not in ROPE_KEYS:
         return {}, {}, [f"{name}.rope_type={kind!r} (only 'default', 'linear' or 'llama3')"]
     refused = [f"{name}.{key} (only one set for all layers)" for key, value in rope.items() if isinstance(value, dict)]
     if rope.get("partial_rotary_factor") not in (1, None):
@@ -261,6 +270,8 @@ def read_rope(keys: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str], 
         options[ours] = rope.get(theirs)
         if ours == "rope_original_context":  # Phi-3 and its like keep it outside; transformers then prefers that
             options[ours] = keys.get(theirs, rope.get(theirs))
+            if options[ours] is None:  # said here, or it would follow a context that is changed later
+                options[ours] = keys.get(*KEYS[keys["model_type"]]["context_length"])
         elif options[ours] is None:
             refused.append(f"{name}.{theirs} is missing")
     return options, names | {"rope_theta": "rope_theta"}, refused

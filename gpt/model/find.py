@@ -6,7 +6,9 @@ breaks goes on where it was while the process lives; another process fetches it 
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 import re
 import sys
 from collections.abc import Collection
@@ -71,7 +73,7 @@ def find_model(path: str | Path, option: str = "checkpoint") -> Path:
         raise UserError(f"{said}: this is a file; give the folder of a run, a checkpoint or a model")
     if (given / "checkpoints").is_dir() or (given / "config.yaml").is_file():
         raise UserError(f"{said}: this run has no checkpoint yet; train it further first")
-    raise UserError(f"{said}: this is no checkpoint: it has neither checkpoints/best nor config.json")
+    raise UserError(f"{said}: this is no checkpoint: it has neither checkpoints/best nor {' nor '.join(MODEL_FILES)}")
 
 
 @functools.cache  # a command asks for its model more than once
@@ -88,7 +90,9 @@ def download(model: HubModel, said: str) -> Path:
         check_whole(names, f"{said}: {model} on the Hub")
         if not is_cached(model.repository, info.sha, names):
             print(f"Downloading {model} from the Hugging Face Hub ({len(names)} files)", file=sys.stderr)
-        return Path(snapshot_download(model.repository, revision=model.revision, allow_patterns=names))
+        folder = Path(snapshot_download(model.repository, revision=info.sha, allow_patterns=names))
+        remember_commit(folder, model.revision)
+        return folder
     except errors.GatedRepoError:
         raise UserError(
             f"{said}: {model} is gated; ask for access at https://huggingface.co/{model.repository}, "
@@ -108,6 +112,23 @@ def download(model: HubModel, said: str) -> Path:
         raise UserError(f"{said}: there is no such folder, and the Hub has no such names") from None
     except (errors.HTTPError, OSError) as error:  # of whichever HTTP library this huggingface_hub uses
         return cached_snapshot(model, said, error)
+
+
+def remember_commit(snapshot: Path, revision: str | None) -> None:
+    """Note in the cache which commit a branch or tag was, as huggingface_hub does where it is asked for by that name.
+
+    Written once the snapshot is whole, so that a broken download leaves the earlier one to `cached_snapshot`.
+    """
+    from huggingface_hub import constants
+
+    reference = snapshot.parents[1] / "refs" / (revision or constants.DEFAULT_REVISION)
+    if reference.name == snapshot.name:  # a commit
+        return
+    partial = reference.with_name(f"{reference.name}.{os.getpid()}.tmp")  # another process may be reading it
+    with contextlib.suppress(OSError):  # a cache that may only be read is as good today
+        reference.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(snapshot.name)
+        partial.replace(reference)
 
 
 def cached_snapshot(model: HubModel, said: str, error: Exception) -> Path:
@@ -144,7 +165,7 @@ def wanted(names: Collection[str]) -> list[str]:
 def check_whole(names: Collection[str], what: str) -> None:
     """Raise UserError where the files are no model."""
     if not any(name in names for name in MODEL_FILES):
-        raise UserError(f"{what} is no transformers model: it has no config.json")
+        raise UserError(f"{what} is no transformers model: it has neither {' nor '.join(MODEL_FILES)}")
     if not any(weights.fullmatch(name) for name in names for weights in WEIGHT_FILES):
         raise UserError(f"{what} has neither model.safetensors nor pytorch_model.bin; ask its owner for safetensors")
 

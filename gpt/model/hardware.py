@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 import torch
 
+from gpt.config.device import PRECISIONS
 from gpt.model.attention import choose_kernel
 from gpt.options import UserError
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = dict(zip(PRECISIONS, (torch.float32, torch.bfloat16, torch.float16), strict=True))
 # Dense bf16 (fp16 before Ampere) peaks in FLOP/s, from NVIDIA's data sheets; the first name that fits counts.
 GPU_PEAKS = {
     "B200": 2250e12,
@@ -81,6 +82,16 @@ def choose_hardware(device: str, precision: str, width: int, compile: str = "off
     if place.type == "cuda" and precision != "fp32":
         torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
     return Hardware(place, precision, compile == "on" or (compile == "auto" and place.type == "cuda"))
+
+
+def decoding_hardware(device: str, precision: str, width: int) -> Hardware:
+    """As `choose_hardware`, for text that a model writes, in weights of `dtype`.
+
+    The automatic precision outside CUDA is fp32, so that cached decoding equals the uncached model to the last digits.
+    """
+    if precision == "auto" and choose_device(device).type != "cuda":
+        precision = "fp32"
+    return choose_hardware(device, precision, width)
 
 
 def reject_torchrun() -> None:

@@ -1,9 +1,10 @@
-"""Model folders in Hugging Face's three dialects: the one reader and writer of weights.
+"""Model folders in Hugging Face's three dialects: the one reader and writer of a whole model's weights.
 
 A folder holds `config.json` (the dialect's own keys) and `model.safetensors` (the dialect's own names, true
 vocabulary size, no padding rows), so transformers' `AutoModelForCausalLM` loads what is written here. What it saves
 and what was released is loaded here: whole or sharded, safetensors or `pytorch_model.bin`, in fp32 or half of it.
-Nothing in a folder is executed. `dialects.py` has the names, `tensor_files.py` the file formats.
+Nothing in a folder is executed. `dialects.py` has the names, `tensor_files.py` the file formats; folders of adapters
+are the business of `adapters.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from gpt.config import ModelConfig
 from gpt.model.dialects import BASE_PREFIX, HEAD, Entry, from_huggingface_config, tensor_table, to_huggingface_config
-from gpt.model.tensor_files import FLOATING, SAFETENSORS, Stored, list_tensors, read_object, write_safetensors
+from gpt.model.tensor_files import SAFETENSORS, Stored, compare, list_tensors, read_object, write_safetensors
 from gpt.model.transformer import INIT_STD, Decoder
 from gpt.options import UserError
 
@@ -89,40 +90,32 @@ def matching_tensors(folder: Path, config: ModelConfig, vocab_size: int) -> list
     if config.n_layer > len(stored):  # the table below would grow with the number that config.json claims
         raise UserError(f"{where}: it has {len(stored)} tensors for {config.n_layer} layers")
     entries = {entry.theirs: entry for entry in tensor_table(config, vocab_size)}
-    needed = set(entries)
-    if config.tie_embeddings:  # some tools write the tied head out; it must then equal the embedding
+    found, twice = by_full_name(stored, config)
+    if config.tie_embeddings and HEAD in found:  # some tools write the tied head; it must then equal the embedding
         embedding = next(iter(entries.values()))
         entries[HEAD] = Entry(HEAD, "head.weight", embedding.shape, embedding.rows)
-    names, wrong = full_names(stored, config)
-    wrong += [f"{name} is missing" for name in needed - names.keys()]
-    wrong += [f"{names[name]} is unknown" for name in names.keys() - entries.keys()]
-    for name in entries.keys() & names.keys():
-        found, expected = stored[names[name]], entries[name].shape
-        if found.shape != expected:
-            wrong.append(f"{names[name]} has shape {list(found.shape)}, not {list(expected)}")
-        elif found.dtype not in FLOATING:
-            wrong.append(f"{names[name]} is of type {found.dtype}, not a floating one")
+    wrong = twice + compare({name: entry.shape for name, entry in entries.items()}, found)
     if wrong:
         raise UserError(f"{where}:\n  " + "\n  ".join(sorted(wrong)))
-    return [(entry, stored[names[name]]) for name, entry in entries.items() if name in names]
+    return [(entry, found[name]) for name, entry in entries.items()]
 
 
-def full_names(stored: Mapping[str, Stored], config: ModelConfig) -> tuple[dict[str, str], list[str]]:
-    """The full name of each stored weight → its name in the file, and a line for each that is there twice.
+def by_full_name(stored: Mapping[str, Stored], config: ModelConfig) -> tuple[dict[str, Stored], list[str]]:
+    """Each stored weight by its full name, and a line for each that is there twice.
 
     Transformers' base models (GPT2Model, LlamaModel, as the released GPT-2) save names without the first part.
     """
     prefix = BASE_PREFIX[config.dialect]
-    names: dict[str, str] = {}
+    found: dict[str, Stored] = {}
     twice = []
-    for name in stored:
+    for name, tensor in stored.items():
         if BUFFERS.fullmatch(name.removeprefix(prefix)):
             continue
         full = name if name == HEAD else prefix + name.removeprefix(prefix)
-        if full in names:
-            twice.append(f"{name} is there twice, also as {names[full]}")
-        names[full] = name
-    return names, twice
+        if full in found:
+            twice.append(f"{name} is there twice, also as {found[full].name}")
+        found[full] = tensor
+    return found, twice
 
 
 @torch.no_grad()
@@ -158,9 +151,11 @@ def save_model(
     end_of_text: int,
     dtype: torch.dtype = torch.float32,
     max_shard_bytes: int = SHARD_BYTES,
+    begin_of_text: int | None = None,
 ) -> None:
     """Write `config.json` and the weights in `dtype` into an existing folder, replacing safetensors of an earlier save.
 
+    The ids before and after each text go into the former; without `begin_of_text`, `end_of_text` is both.
     Weights of more than `max_shard_bytes` go to several files and an index. What must be cast, transposed or moved from
     a GPU is held twice, one file's worth at a time.
     """
@@ -185,5 +180,5 @@ def save_model(
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / f"{SAFETENSORS}.index.json").write_text(json.dumps(index, indent=2) + "\n")
     name = str(dtype).removeprefix("torch.")
-    keys = to_huggingface_config(model.config, model.vocab_size, end_of_text, name, INIT_STD)
+    keys = to_huggingface_config(model.config, model.vocab_size, end_of_text, name, INIT_STD, begin_of_text)
     (folder / CONFIG_FILE).write_text(json.dumps(keys, indent=2) + "\n")

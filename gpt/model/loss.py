@@ -13,5 +13,5 @@ from gpt.text.batches import IGNORE
 
 
 def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Sum over positions of -log p(target), in nats. logits [B, T, V], targets [B, T] → scalar fp32."""
+    """Sum over positions of -log p(target), in nats. logits [..., V], targets [...] → scalar fp32."""
     return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORE, reduction="sum")

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gpt.model.adapters import open_model
+from gpt.model.adapters import find_base, open_model
 from gpt.model.find import find_model
+from gpt.model.peft_config import is_adapter
 from gpt.model.transformer import Decoder
 from gpt.options import UserError
 from gpt.text.tokenizers import Tokenizer
+
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")  # one of them makes a folder a tokenizer
+
+
+def find_tokenizer(folder: Path) -> Path:
+    """The folder with a model folder's tokenizer: its own; of an adapter folder that has none, as PEFT's, its base.
+
+    Raises UserError where the base is needed and cannot be opened.
+    """
+    has_own = any((folder / name).is_file() for name in TOKENIZER_FILES)
+    return find_base(folder) if is_adapter(folder) and not has_own else folder
 
 
 def open_checkpoint(checkpoint: str) -> tuple[Path, Decoder, Tokenizer]:
@@ -17,7 +29,7 @@ def open_checkpoint(checkpoint: str) -> tuple[Path, Decoder, Tokenizer]:
     Raises UserError where one of them is not there, not whole, or not of the other.
     """
     folder = find_model(checkpoint)
-    tokenizer, model = Tokenizer.load(folder), open_model(folder)
+    tokenizer, model = Tokenizer.load(find_tokenizer(folder)), open_model(folder)
     if tokenizer.vocab_size > model.vocab_size:
         raise UserError(
             f"checkpoint={checkpoint}: the tokenizer has {tokenizer.vocab_size} tokens, the model only "

@@ -110,7 +110,7 @@ def refusals(keys: Mapping[str, Any]) -> list[str]:
     rank, alpha = keys.get("r"), keys.get("lora_alpha")
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         found.append(f"r={rank!r} (only a positive whole number)")
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) <= 1e6:
         found.append(f"lora_alpha={alpha!r} (only a number)")
     if not isinstance(base := keys.get("base_model_name_or_path"), str | None):
         found.append(f"base_model_name_or_path={base!r} (only a path or a Hub id)")

@@ -95,6 +95,22 @@ def list_tensors(folder: Path) -> dict[str, Stored]:
     return found
 
 
+def compare(expected: Mapping[str, tuple[int, ...]], stored: Mapping[str, Stored]) -> list[str]:
+    """A line for each tensor that is missing, unknown, of another shape than expected or of no floating type, sorted.
+
+    Both are by the same names; a line calls a tensor as its file does.
+    """
+    wrong = [f"{name} is missing" for name in expected.keys() - stored.keys()]
+    wrong += [f"{stored[name].name} is unknown" for name in stored.keys() - expected.keys()]
+    for name in expected.keys() & stored.keys():
+        found = stored[name]
+        if found.shape != expected[name]:
+            wrong.append(f"{found.name} has shape {list(found.shape)}, not {list(expected[name])}")
+        elif found.dtype not in FLOATING:
+            wrong.append(f"{found.name} is of type {found.dtype}, not a floating one")
+    return sorted(wrong)
+
+
 def list_safetensors(file: Path) -> dict[str, Stored]:
     """The tensors in one file of safetensors, without their data. Raises UserError."""
     try:

@@ -24,6 +24,7 @@ from gpt.model.loss import summed_cross_entropy
 
 VOCAB_MULTIPLE = 64  # matrix kernels like round sizes; padding rows are never predicted and never saved
 INIT_STD = 0.02
+LOSS_POSITIONS = 2048  # tokens whose logits evaluation holds at once
 
 
 class Decoder(nn.Module):
@@ -105,16 +106,27 @@ class Decoder(nn.Module):
         x = self.norm(x[:, -1:] if last_only else x)
         if targets is None:
             return self.head(x)[..., : self.vocab_size]
-        return summed_cross_entropy(self.training_logits(x), targets)
+        return self.summed_loss(x, targets)
+
+    def summed_loss(self, x: Tensor, targets: Tensor) -> Tensor:
+        """The loss in nats, summed, scalar fp32. x [B, T, C], targets [B, T].
+
+        Without gradients, which would keep all logits anyway, no more than `LOSS_POSITIONS` rows of them are there at
+        once: a context of 40,960 tokens and a vocabulary of 151,936 would take 25 GB.
+        """
+        if torch.is_grad_enabled() or targets.numel() <= LOSS_POSITIONS:
+            return summed_cross_entropy(self.training_logits(x), targets)
+        parts = zip(x.flatten(0, 1).split(LOSS_POSITIONS), targets.flatten().split(LOSS_POSITIONS), strict=True)
+        return torch.stack([summed_cross_entropy(self.training_logits(part), aims) for part, aims in parts]).sum()
 
     def training_logits(self, x: Tensor) -> Tensor:
-        """Logits over the padded vocabulary, minus infinity at the padding. x [B, T, C] → [B, T, P]."""
+        """Logits over the padded vocabulary, minus infinity at the padding. x [..., C] → [..., P]."""
         if self.vocab_size == self.embed.num_embeddings:
             return self.head(x)
         return F.linear(x, self.head.weight, self.forbidden.to(x.dtype))
 
     def parameter_count(self) -> int:
-        """Trained numbers, without padding of the vocabulary; a tied matrix counts once."""
+        """Numbers in the weights, trained or frozen, without padding of the vocabulary; a tied matrix counts once."""
         padding = (self.embed.num_embeddings - self.vocab_size) * self.config.n_embd
         tables = 1 if self.config.tie_embeddings else 2
         return sum(p.numel() for p in self.parameters()) - tables * padding

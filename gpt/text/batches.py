@@ -31,8 +31,6 @@ class TrainingData(Protocol):
 
     sequences_per_epoch: int
     tokens_per_sequence: float  # that a row feeds to the model, padding left out; mean of an epoch
-    truncated: int  # sequences of an epoch that are cut at the context length
-    dropped: int  # and that are left out, as nothing would count
     description: str  # what was cut and left out, in words for people; "" where nothing can be
 
     def batch(self, first_sequence: int, count: int) -> Batch:

@@ -1,4 +1,4 @@
-"""Which files `data.files` means: files, folders and globs.
+"""Files: which ones `data.files` means (files, folders and globs), and how one is written whole.
 
 A name that exists is taken as it is, even where it looks like a glob. A folder means the text files in it and below.
 Hidden files and folders are skipped unless named.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -80,3 +81,22 @@ def _glob(pattern: Path) -> Iterator[Path]:
         hidden = any(part.startswith(".") for part in path.relative_to(base).parts)
         if path.is_file() and (hidden_meant or not hidden):
             yield path.resolve()
+
+
+def write_whole(path: Path, lines: Iterable[str]) -> None:
+    """Write a text file (UTF-8) beside its place, then rename it: it is there whole, or as it was before.
+
+    Raises OSError, and whatever `lines` raises.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.writelines(lines)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def check_writable_folder(folder: Path, name: str = "") -> None:
+    """Raise OSError where nothing can be made in an existing folder, or nothing whose name holds `name`."""
+    os.rmdir(tempfile.mkdtemp(prefix=f".{name}.", dir=folder))  # what permissions say is not always so

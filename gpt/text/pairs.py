@@ -1,8 +1,9 @@
 """Prompt/completion pairs → batches: one pair to a row, padded on the right, only completions count.
 
-A row is `prompt completion end-of-text`. The model is causal, so no position that counts sees the padding, and no
-attention mask is needed. To pad little, an epoch's random order is sorted by length within chunks of `CHUNK_BATCHES`
-global batches, whose order is then shuffled again. Hugging Face's `LengthGroupedSampler` sorts such megabatches too.
+A row is `prompt completion end-of-text`, the prompt led by the tokenizer's prefix if it has one. The model is causal,
+so no position that counts sees the padding, and no attention mask is needed. To pad little, an epoch's random order is
+sorted by length within chunks of `CHUNK_BATCHES` global batches, whose order is then shuffled again. Hugging Face's
+`LengthGroupedSampler` sorts such megabatches too.
 
 A sequence of more than T + 1 tokens is cut there; where the prompt alone has more than T, nothing would count, and the
 pair is left out.

@@ -24,7 +24,7 @@ from gpt.text.tokenizers import Tokenizer
 POOL_FROM_BYTES = 16_000_000  # starting processes takes as long as tokenizing a few megabytes
 BATCH_CHARACTERS = 1 << 19
 
-Batch = tuple[str, list[Piece]]  # the side of the split, and pieces in order
+Batch = tuple[str, list[Piece], bool]  # the side of the split, pieces in order, whether the first starts a document
 
 _worker_tokenizer: Tokenizer  # set once in each worker process
 
@@ -37,21 +37,27 @@ class Encoded:
     pairs: np.ndarray
 
 
-def encode_pieces(tokenizer: Tokenizer, pieces: list[Piece]) -> Encoded:
-    """All pieces, with an end of text after each document; a prompt and its completion are encoded apart."""
+def encode_pieces(tokenizer: Tokenizer, pieces: list[Piece], starts: bool) -> Encoded:
+    """All pieces, with the tokenizer's prefix before each document and an end of text after it.
+
+    `starts`: the first piece starts a document. A prompt and its completion are encoded apart.
+    """
     end = np.array([tokenizer.end_of_text], dtype=tokenizer.dtype)
+    prefix = np.array(tokenizer.prefix, dtype=tokenizer.dtype)
     encoded = iter(tokenizer.encode_batch([part for piece in pieces for part in piece.parts]))
     ids: list[np.ndarray] = []
     pairs: list[tuple[int, int, int]] = []
     length = 0
     for piece in pieces:
-        own = [next(encoded) for _ in piece.parts] + [end] * piece.ends
+        own = [prefix] * starts + [next(encoded) for _ in piece.parts] + [end] * piece.ends
         ids += own
         own_length = sum(map(len, own))
         if piece.prompt is not None:
-            borrowed = not len(own[0])  # the end of text before an empty prompt
-            pairs.append((length - borrowed, len(own[0]) + borrowed, own_length + borrowed))
+            prompt = len(own[0]) + len(own[1])
+            borrowed = not prompt  # the end of text before an empty prompt
+            pairs.append((length - borrowed, prompt + borrowed, own_length + borrowed))
         length += own_length
+        starts = piece.ends
     return Encoded(np.concatenate(ids), np.array(pairs, dtype=PAIR))
 
 
@@ -64,13 +70,13 @@ def encode_all(
     """
     workers = workers or available_cores()
     if workers == 1 or n_bytes < POOL_FROM_BYTES:
-        yield from ((side, encode_pieces(tokenizer, batch)) for side, batch in _batches(pieces))
+        yield from ((side, encode_pieces(tokenizer, batch, starts)) for side, batch, starts in _batches(pieces))
         return
     waiting: deque[tuple[str, Future[Encoded]]] = deque()
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start, initargs=(folder,))
     try:
-        for side, batch in _batches(pieces):
-            waiting.append((side, pool.submit(_encode, batch)))
+        for side, batch, starts in _batches(pieces):
+            waiting.append((side, pool.submit(_encode, batch, starts)))
             if len(waiting) > 2 * workers:
                 side, future = waiting.popleft()
                 yield side, future.result()
@@ -89,13 +95,16 @@ def available_cores() -> int:
 def _batches(pieces: Iterable[tuple[str, Piece]]) -> Iterator[Batch]:
     waiting: dict[str, list[Piece]] = {}
     sizes: dict[str, int] = {}
+    starts: dict[str, bool] = {}  # whether a side's next batch does; its first one always
     for side, piece in pieces:
         waiting.setdefault(side, []).append(piece)
         sizes[side] = sizes.get(side, 0) + len(piece.text) + 16  # a short document costs more than its text
         if sizes[side] >= BATCH_CHARACTERS:
-            yield side, waiting.pop(side)
+            batch = waiting.pop(side)
+            yield side, batch, starts.get(side, True)
+            starts[side] = batch[-1].ends
             del sizes[side]
-    yield from waiting.items()
+    yield from ((side, batch, starts.get(side, True)) for side, batch in waiting.items())
 
 
 def _start(folder: Path) -> None:
@@ -105,5 +114,5 @@ def _start(folder: Path) -> None:
     _worker_tokenizer = Tokenizer.load(folder)
 
 
-def _encode(pieces: list[Piece]) -> Encoded:
-    return encode_pieces(_worker_tokenizer, pieces)
+def _encode(pieces: list[Piece], starts: bool) -> Encoded:
+    return encode_pieces(_worker_tokenizer, pieces, starts)

@@ -6,6 +6,7 @@ They are rebuilt as `tokenizers` objects that split text as transformers' classe
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,7 +44,9 @@ def build_released(folder: Path) -> tokenizers.Tokenizer:
     named = named or (None if bert.is_file() else CONFIG_CLASSES.get(str(model.get("model_type"))))
     try:
         if named in (None, *GPT2_CLASSES) and is_gpt2:
-            return add_special_tokens(gpt2_backend(folder, config), folder, GPT2_TOKENS)
+            backend = add_special_tokens(gpt2_backend(folder, config), folder, GPT2_TOKENS)
+            named_tokens = {**GPT2_TOKENS, **special_tokens(folder)}
+            return add_bos_template(backend, named_tokens["bos_token"]) if config.get("add_bos_token") else backend
         if named in (None, *BERT_CLASSES) and bert.is_file():
             backend = add_special_tokens(bert_backend(bert, config), folder, BERT_TOKENS)
             return add_bert_template(backend, {**BERT_TOKENS, **special_tokens(folder)})
@@ -76,7 +79,7 @@ def bert_backend(file: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
 
 
 def add_bert_template(backend: tokenizers.Tokenizer, named: dict[str, str]) -> tokenizers.Tokenizer:
-    """[CLS] and [SEP] around texts, for whoever encodes with special tokens; we never do."""
+    """[CLS] and [SEP] around texts."""
     start, end = ((named[name], backend.token_to_id(named[name])) for name in ("cls_token", "sep_token"))
     if start[1] is not None and end[1] is not None:
         backend.post_processor = processors.TemplateProcessing(
@@ -85,6 +88,30 @@ def add_bert_template(backend: tokenizers.Tokenizer, named: dict[str, str]) -> t
             special_tokens=[start, end],
         )
     return backend
+
+
+def add_bos_template(backend: tokenizers.Tokenizer, token: str) -> tokenizers.Tokenizer:
+    """`token`, of the vocabulary, before texts."""
+    index = backend.token_to_id(token)
+    if index is not None:
+        backend.post_processor = processors.TemplateProcessing(
+            single=[f"{token}:0", "$A:0"], pair=[f"{token}:0", "$A:0", f"{token}:1", "$B:1"],
+            special_tokens=[(token, index)],
+        )  # fmt: skip
+    return backend
+
+
+def prefix_of(backend: tokenizers.Tokenizer) -> tuple[int, ...]:
+    """The ids that a tokenizer's post-processor puts before a single text.
+
+    With tokenizer.json, transformers 5 asks this alone, whatever add_bos_token says in tokenizer_config.json.
+    """
+    if backend.post_processor is None:
+        return ()
+    text, index = "x", 2**31  # a tokenizer of this one word, so that what was added can be told from it
+    probe = tokenizers.Tokenizer(models.WordLevel({text: index}, unk_token=text))
+    probe.post_processor = backend.post_processor
+    return tuple(itertools.takewhile(lambda each: each != index, probe.encode(text).ids))
 
 
 def gpt2_backend(folder: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:

@@ -9,7 +9,8 @@
 
 The hash is of everything that decides the result: options, and each file's path, size and time of change. The folder is
 written beside its place under a lock and then renamed, so it is whole or not there. A split starts with an end of text
-and has one after each document, except that training text that is cut off inside a document has none there.
+and has one after each document, except that training text that is cut off inside a document has none there. The
+tokenizer's prefix stands before each document, also before the held-out end of a single one.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ def _key(job: _Job) -> str:
     tokenizer = dataclasses.asdict(job.tokenizer)
     if job.tokenizer.path:  # what is there counts, not where: each checkpoint of a run has the same
         theirs = build_tokenizer(job.tokenizer)
-        tokenizer["path"] = [theirs.fingerprint, theirs.end_of_text]
+        tokenizer["path"] = [theirs.fingerprint, theirs.end_of_text, *theirs.prefix]
     everything = [FORMAT, options, tokenizer, files, job.whole]
     return hashlib.blake2b(json.dumps(everything).encode("utf-8"), digest_size=6).hexdigest()
 

@@ -3,8 +3,9 @@
     train-00000.bin …  the stream of tokens, little-endian, in shards of `SHARD_TOKENS`
     train-pairs.bin    of prompt/completion pairs: a record of `PAIR` for each
 
-A stream starts with an end of text and has one after each document, or after each pair's prompt and completion. A
-prompt without tokens is the end of text before it, as for `sample.py`, so there is always one to predict from.
+A stream starts with an end of text and has one after each document, or after each pair's prompt and completion; before
+a document or a prompt stands the tokenizer's prefix, if it has one. A prompt without tokens and prefix is the end of
+text before it, as for `sample.py`, so there is always one to predict from.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from gpt.options import UserError
 from gpt.text.tokenizers import Tokenizer
 
 SHARD_TOKENS = 2**26
-# Where in the stream a pair starts, and how many tokens its prompt and the whole of it (end of text included) have.
+# Where in the stream a pair starts, and how many tokens its prompt (prefix included) and the whole of it (end of text
+# included) have.
 PAIR = np.dtype([("start", "<i8"), ("prompt", "<i4"), ("length", "<i4")])
 
 
@@ -90,7 +92,7 @@ class PairStream(TokenStream):
         return np.memmap(self._index_file, dtype=PAIR, mode="r")
 
     def pairs(self) -> Iterator[tuple[list[int], list[int]]]:
-        """Ids of each pair: its prompt (an end of text if it is empty), and its completion without the end of text."""
+        """Ids of each pair: its prompt as `decode.prompt_tokens` gives it, its completion without the end of text."""
         for start, prompt, length in self.index:
             tokens = self.read(int(start), int(length)).tolist()
             yield tokens[:prompt], tokens[prompt:-1]

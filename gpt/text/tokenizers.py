@@ -21,7 +21,7 @@ import tokenizers
 
 from gpt.options import UserError
 from gpt.text.encoders import BYTE_OF, CHARACTER_SPLIT, Encoder, fast_encoder, is_bytes, utf8, word_pattern
-from gpt.text.released import build_released, read_json, special_tokens
+from gpt.text.released import build_released, prefix_of, read_json, special_tokens
 
 END_OF_TEXT = "<|endoftext|>"
 _USUAL_ENDS = (END_OF_TEXT, "</s>", "[SEP]")
@@ -38,12 +38,16 @@ class StreamDecoder(Protocol):
     def finish(self) -> str:
         """The rest, once no more ids come."""
 
+    def fork(self) -> StreamDecoder:
+        """One that has seen the same ids, and goes its own way from here."""
+
 
 class Tokenizer:
     """Text to ids and back.
 
     `name` is byte, char, bpe, gpt2 or huggingface; ids are 0 … `vocab_size` - 1, special tokens included;
-    `end_of_text` is the id that separates documents; `dtype` is the narrowest type that holds every id.
+    `end_of_text` is the id that separates documents; `prefix` are the ids that the tokenizer wants before each text
+    (Llama's <s>, BERT's [CLS]), none for those that we make; `dtype` is the narrowest type that holds every id.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, end_of_text: str, config: dict[str, Any] | None = None):
@@ -59,11 +63,17 @@ class Tokenizer:
         vocab = backend.get_vocab(with_added_tokens=True)
         self.end_of_text = vocab[end_of_text]
         self.vocab_size = max(vocab.values()) + 1
+        self.prefix = prefix_of(backend)
         self.special_ids = frozenset(
-            {token["id"] for token in self._spec["added_tokens"] if token["special"]} | {self.end_of_text}
+            {token["id"] for token in self._spec["added_tokens"] if token["special"]} | {self.end_of_text, *self.prefix}
         )
         self.dtype = np.dtype("<u2") if self.vocab_size <= 2**16 else np.dtype("<u4")
         self.name = _kind(self._spec, self.vocab_size)
+
+    @property
+    def begin_of_text(self) -> int:
+        """The id that stands before a text: the first of `prefix`, else the end of the text before."""
+        return self.prefix[0] if self.prefix else self.end_of_text
 
     @cached_property
     def fingerprint(self) -> str:
@@ -76,7 +86,7 @@ class Tokenizer:
         return fast_encoder(self._spec, self.backend)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, with nothing added; special tokens spelled out in it are plain text.
+        """The ids of `text`, with nothing added, not even `prefix`; special tokens spelled out in it are plain text.
 
         Raises UserError where the text has a lone surrogate, or characters that a char tokenizer has never seen.
         """
@@ -132,7 +142,8 @@ class Tokenizer:
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer reads too."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.backend.save(str(folder / "tokenizer.json"))
+        # Not backend.save, which reports a full disk as a plain Exception.
+        (folder / "tokenizer.json").write_text(self.backend.to_str(pretty=True), encoding="utf-8")
         config = self._config or {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": self.end_of_text_token,
@@ -148,7 +159,7 @@ class Tokenizer:
         """Load a folder with tokenizer.json, ours or a stranger's, or the file itself.
 
         A folder without one may have what came before it (`released.py`). Raises UserError where there is neither,
-        where it cannot be read, or where no token ends a text.
+        where it cannot be read, where no token ends a text, or where it puts an id before texts that it has not.
         """
         folder = path if path.is_dir() else path.parent
         file = path / "tokenizer.json" if path.is_dir() else path
@@ -162,7 +173,13 @@ class Tokenizer:
         else:
             raise UserError(f"{path}: no tokenizer.json there; give a folder that contains one, or the file itself")
         token = _end_of_text(folder, backend)
-        return cls(backend, token, _without_code(read_json(folder / "tokenizer_config.json"), token))
+        tokenizer = cls(backend, token, _without_code(read_json(folder / "tokenizer_config.json"), token))
+        if unknown := [index for index in tokenizer.prefix if index >= tokenizer.vocab_size]:
+            raise UserError(
+                f"{file}: its post_processor puts id {unknown[0]} before texts, but there are only "
+                f"{tokenizer.vocab_size} tokens; mend the ids there"
+            )
+        return tokenizer
 
 
 def _end_of_text(folder: Path, backend: tokenizers.Tokenizer) -> str:
@@ -211,6 +228,11 @@ class _ByteStream:
     def finish(self) -> str:
         return self.decoder.decode(b"", final=True)
 
+    def fork(self) -> _ByteStream:
+        twin = _ByteStream(self.pieces)
+        twin.decoder.setstate(self.decoder.getstate())
+        return twin
+
 
 class _WindowStream:
     """Streams tokens whose text depends on their neighbours, such as WordPiece's and SentencePiece's.
@@ -243,3 +265,8 @@ class _WindowStream:
             self.window = self.window[-self.KEEP :]
             self.context = self.KEEP
         return text[len(before) :]
+
+    def fork(self) -> _WindowStream:
+        twin = _WindowStream(self.tokenizer)
+        twin.window, twin.context = list(self.window), self.context
+        return twin

@@ -25,7 +25,6 @@ class WindowData:
     Raises UserError where the stream is shorter than one window of T + 1 tokens.
     """
 
-    truncated = dropped = 0
     description = ""
 
     def __init__(self, stream: TokenStream, context_length: int, seed: int):

@@ -14,7 +14,10 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable
+import types
+import typing
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +26,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from gpt.config import RunConfig
 from gpt.model.tensor_files import write_safetensors
-from gpt.options import UserError
+from gpt.options import UserError, defaults
 
 TRAINER, STATE, OPTIMIZER, RANDOM = "trainer", "state.json", "optimizer.safetensors", "random.safetensors"
 FORMAT = 1
@@ -68,21 +72,8 @@ class CheckpointFolder:
         return self.at(steps[-1]) if steps else None
 
     def publish(self, step: int, write: Callable[[Path], None]) -> Path:
-        """Have `write` fill a folder, make it durable, and give it its name. A failure leaves no trace."""
-        partial = self.path / f"{PARTIAL_PREFIX}{step:08d}"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
-            try:
-                write(partial)
-            except SafetensorError as error:  # how safetensors reports a full disk
-                raise OSError(errno.EIO, f"the checkpoint cannot be written ({error})", str(partial)) from None
-            flush(partial)
-            partial.rename(self.at(step))
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        flush_folder(self.path)
+        """Have `write` fill the folder of a step. A failure leaves no trace."""
+        publish(self.at(step), write, self.path / f"{PARTIAL_PREFIX}{step:08d}")
         return self.at(step)
 
     def point_best(self, step: int) -> None:
@@ -102,11 +93,35 @@ class CheckpointFolder:
             partial.unlink() if partial.is_symlink() else shutil.rmtree(partial, ignore_errors=True)
 
 
+def publish(folder: Path, write: Callable[[Path], None], partial: Path) -> None:
+    """Have `write` fill a folder, make it durable, and give it its name, which may be that of an empty folder.
+
+    Until then it is `partial`, in the same parent, which replaces what a killed process left there. A failure leaves no
+    trace. Raises OSError where the machine cannot write it, and whatever `write` raises.
+    """
+    new_parents = [parent for parent in folder.parents if not parent.exists()]  # the innermost first
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write(partial)
+        flush(partial)
+        partial.rename(folder)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        for parent in new_parents:
+            with suppress(OSError):
+                parent.rmdir()
+        if isinstance(error, SafetensorError):  # how safetensors reports a full disk
+            raise OSError(errno.EIO, f"the weights cannot be written ({error})", str(folder)) from None
+        raise
+    flush_folder(folder.parent)
+
+
 def flush(folder: Path) -> None:
     """Wait until every file below a folder is on the disk."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            with open(path, "rb+") as file:
+            with open(path, "rb" if os.name == "posix" else "rb+") as file:  # a kept base may be read-only
                 os.fsync(file.fileno())
         else:
             flush_folder(path)
@@ -132,6 +147,11 @@ def write_trainer(folder: Path, state: TrainerState, optimizer: dict[str, Tensor
     write_safetensors(random, trainer / RANDOM)
 
 
+def has_state(folder: Path) -> bool:
+    """Whether a model folder says how it was trained."""
+    return (folder / TRAINER / STATE).is_file()
+
+
 def read_state(folder: Path) -> TrainerState:
     """The state in a checkpoint. Raises UserError where there is none that this version reads."""
     path = folder / TRAINER / STATE
@@ -139,9 +159,56 @@ def read_state(folder: Path) -> TrainerState:
         keys = json.loads(path.read_text(encoding="utf-8"))
         if keys.pop("format") != FORMAT:
             raise UserError(f"{path} was written by another version of Newleaf; start in a new run_dir")
-        return TrainerState(**keys)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); delete {folder} to continue from the one before") from None
+        state = TrainerState(**keys)
+        check_state(state)
+        return state
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); delete {folder} to continue from the one before, or only "
+            f"{path.parent} to use the model of somebody else's checkpoint"
+        ) from None
+
+
+def check_state(state: TrainerState) -> None:
+    """Raise ValueError where a field has not its type, since a stranger may have written it."""
+    for name, hint in typing.get_type_hints(TrainerState).items():
+        if not has_type(getattr(state, name), hint):
+            raise ValueError(f"{name} is {getattr(state, name)!r:.80}")
+    if len({value is None for value in (state.best_loss, state.best_bits_per_byte, state.best_step)}) > 1:
+        raise ValueError("of best_loss, best_bits_per_byte and best_step only some are there")
+    if state.base and not is_base(state.base):
+        raise ValueError(f"base is {state.base!r:.80}")
+    if not is_shaped(state.config, defaults(RunConfig)):
+        raise ValueError("config does not hold the options of a run")
+
+
+def has_type(value: Any, hint: Any) -> bool:
+    """Whether a value from JSON is of the type that a field is annotated with."""
+    if isinstance(hint, types.UnionType):
+        return any(has_type(value, part) for part in typing.get_args(hint))
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else typing.get_origin(hint) or hint)
+
+
+def is_base(base: Mapping[str, Any]) -> bool:
+    """Whether this is what `Trainer.evaluate_base` keeps."""
+    scored = all(has_type(base.get(name), float) for name in ("loss", "bits_per_byte"))
+    return scored and has_type(base.get("hub"), str | None) and is_texts(base.get("samples"))
+
+
+def is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def is_shaped(value: Any, default: Any) -> bool:
+    """Whether options are groups, lists of texts, texts and single values where the defaults are."""
+    if isinstance(default, Mapping):
+        known = value.keys() & default.keys() if isinstance(value, Mapping) else ()
+        return isinstance(value, Mapping) and all(is_shaped(value[name], default[name]) for name in known)
+    if isinstance(default, list):
+        return is_texts(value)
+    return isinstance(value, str) if isinstance(default, str) else not isinstance(value, (list, Mapping))
 
 
 def read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -2,8 +2,8 @@
 
 One JSON object goes to standard output, everything else to standard error:
 
-    checkpoint data stride tokens bytes loss perplexity bits_per_byte       for every text; loss in nats a token
-    pairs generated scores generations                                      for pairs (gpt/inference/scores.py)
+    checkpoint data context stride tokens bytes loss perplexity bits_per_byte    for every text; loss in nats a token
+    pairs generated scores generations                                           for pairs (gpt/inference/scores.py)
 
 What is not a finite number is null. With `stride` null the loss is a run's val/loss, on the tokens that `max_tokens`
 says: a run looks at the first `train.eval_tokens` of its held-out part, here all of it is the default.
@@ -13,30 +13,37 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from gpt.config import DataConfig, EvaluateConfig, TokenizerConfig
+from gpt.config.evaluation import TOKENS_AT_ONCE
+from gpt.config.sampling import DEFAULT_BATCH_SIZE
 from gpt.inference.beam import beam_search
 from gpt.inference.decode import Sample, generate
 from gpt.inference.sampling import Sampling
 from gpt.inference.scores import score
+from gpt.model.context import adapt
 from gpt.model.find import find_model
-from gpt.model.hardware import Hardware, choose_hardware
-from gpt.model.opening import open_checkpoint
+from gpt.model.hardware import choose_hardware, decoding_hardware
+from gpt.model.opening import find_tokenizer, open_checkpoint
 from gpt.model.transformer import Decoder
-from gpt.options import UserError, to_dict
+from gpt.options import ConfigError, UserError, from_dict, to_dict
+from gpt.text.files import check_writable_folder, write_whole
 from gpt.text.shards import Corpus, prepare
 from gpt.text.streams import PairStream
 from gpt.text.tokenizers import Tokenizer
-from gpt.training.checkpoints import STATE, TRAINER, read_state
+from gpt.training.checkpoints import STATE, TRAINER, has_state, read_state
 from gpt.training.evaluation import Evaluation, evaluate
 
-HOW_TO_PREPARE = {"data.prepared_dir", "data.workers"}  # the options of data that do not change the text
+# The options of data that do not change the text: they are this machine's, and not for a checkpoint to choose.
+HOW_TO_PREPARE = {"data.prepared_dir", "data.workers"}
 REPORT_EVERY = 10  # seconds
 
 Pair = tuple[list[int], list[int]]  # ids of a prompt and of its completion, without end of text
@@ -74,39 +81,49 @@ def adopt_data(values: dict[str, Any], given: set[str]) -> None:
 
 
 def training_data(checkpoint: str) -> dict[str, Any]:
-    """The `data` options of the run that made a checkpoint. Raises UserError where it does not know them."""
+    """The `data` options that say what a checkpoint was trained on. Raises UserError where it does not know them."""
     folder = find_model(checkpoint)
-    if has_state(folder) and (data := read_state(folder).config.get("data")):
-        return data
-    raise UserError(
-        f"checkpoint={checkpoint}: {folder} does not say what it was trained on (it has no {TRAINER}/{STATE}); say "
-        "what to evaluate, as data=text data.files='[held-out.txt]'"
-    )
-
-
-def has_state(folder: Path) -> bool:
-    return (folder / TRAINER / STATE).is_file()
+    remedy = "say what to evaluate, as data=text data.files='[held-out.txt]'"
+    data = read_state(folder).config.get("data") if has_state(folder) else None
+    if not data:
+        raise UserError(
+            f"checkpoint={checkpoint}: {folder} does not say what it was trained on (it has no {TRAINER}/{STATE}); "
+            f"{remedy}"
+        )
+    try:
+        from_dict(DataConfig, data)
+    except ConfigError as error:
+        raise UserError(
+            f"checkpoint={checkpoint}: {folder} was trained on data that this version cannot read; {remedy}\n  {error}"
+        ) from None
+    return {name: value for name, value in data.items() if f"data.{name}" not in HOW_TO_PREPARE}
 
 
 def evaluate_checkpoint(config: EvaluateConfig) -> int:
     """Run `evaluate.py`. Returns the exit status. Raises UserError."""
     folder, model, tokenizer = open_checkpoint(config.checkpoint)
-    check_stride(config.stride, model.config.context_length)
+    if config.context_length is not None:
+        shorten(model, config.context_length)
+    context = model.config.context_length
+    check_stride(config.stride, context)
     hardware = choose_hardware(config.device, config.precision, model.config.n_embd)
     model.to(hardware.device).eval()
     say(f"{folder}: {model.parameter_count():,} parameters, {hardware.describe()}")
     whole = config.part != "held_out"
-    corpus = prepare(config.data, TokenizerConfig(name="huggingface", path=str(folder)), say, whole=whole)
+    own_tokenizer = TokenizerConfig(name="huggingface", path=str(find_tokenizer(folder)))
+    corpus = prepare(config.data, own_tokenizer, say, whole=whole)
     source = corpus.source if whole else f"{corpus.source}, held-out part"
     say(f"evaluating on {source}: {len(corpus.val):,} tokens")
     if not whole and has_changed(config.data, corpus, folder):
         say("the text has changed since the training, so this is another split, and not the run's val/loss")
     output = output_folder(config, folder)
-    found = evaluate(model, corpus.val, tokenizer, hardware, config.batch_size, config.max_tokens, config.stride)
-    result = {"checkpoint": str(folder.resolve()), "data": source, "stride": config.stride, **figures(found)}
+    batch_size = config.batch_size or max(1, TOKENS_AT_ONCE // context)
+    found = evaluate(model, corpus.val, tokenizer, hardware, batch_size, config.max_tokens, config.stride)
+    result = {"checkpoint": str(folder.resolve()), "data": source, "context": context, "stride": config.stride}
+    result |= figures(found)
     if isinstance(corpus.val, PairStream):
         assert output is not None  # pairs always have one
-        result |= evaluate_pairs(config, model, tokenizer, hardware, list(corpus.val.pairs()), output)
+        result |= evaluate_pairs(config, model, tokenizer, corpus.val, output)
     line = json.dumps(without_nan(result), ensure_ascii=False, allow_nan=False) + "\n"
     if output is not None:
         write_whole(output / "scores.json", [line])
@@ -124,10 +141,21 @@ def has_changed(data: DataConfig, corpus: Corpus, folder: Path) -> bool:
     return same and corpus.fingerprint[:12] not in str(state.identity.get("corpus"))
 
 
+def shorten(model: Decoder, context_length: int) -> None:
+    """Have a model see at most `context_length` tokens at once. Raises UserError where that is more than its own."""
+    own = model.config.context_length
+    if context_length > own:
+        raise UserError(
+            f"context_length={context_length}: the model was made for {own} tokens at once; give at most that, or "
+            "leave the option away"
+        )
+    adapt(model, replace(model.config, context_length=context_length))
+
+
 def check_stride(stride: int | None, context_length: int) -> None:
     if stride is not None and stride > context_length:
         raise UserError(
-            f"stride={stride}: windows of the model's {context_length} tokens would leave some out; give at most that"
+            f"stride={stride}: windows of {context_length} tokens, the context, would leave some out; give at most that"
         )
 
 
@@ -135,18 +163,29 @@ def output_folder(config: EvaluateConfig, folder: Path) -> Path | None:
     """The folder that the files go to, made now; None where there will be none. Raises UserError."""
     folder = folder.resolve()
     if config.output:
-        path = Path(config.output).expanduser()
+        path = Path(os.path.expanduser(config.output))
     elif config.data.name != "pairs":
         return None
     elif folder.parent.name == "checkpoints":
-        path = folder.parent.parent / "evaluation"
+        path = folder.parent.parent / "evaluation" / folder.name
     else:
-        path = Path("evaluations") / Path(config.checkpoint).expanduser().resolve().name
+        path = Path("evaluations") / model_name(config.checkpoint)
     try:
         path.mkdir(parents=True, exist_ok=True)
+        check_writable_folder(path)
     except OSError as error:
-        raise UserError(f"output={path} cannot be made ({error.strerror}); choose another folder") from None
+        raise UserError(f"output={path} cannot be written to ({error.strerror}); choose another folder") from None
     return path
+
+
+def model_name(checkpoint: str) -> str:
+    """What a user calls a model, as the name of one folder: `org--name@main`, or a path from here if it is below."""
+    local = Path(os.path.expanduser(checkpoint))
+    if local.exists():
+        here, local = Path.cwd(), local.resolve()
+        local = local.relative_to(here) if here in local.parents else local
+        checkpoint = str(local) if here != local else local.name
+    return checkpoint.strip("/").replace("/", "--")
 
 
 def figures(found: Evaluation) -> dict[str, Any]:
@@ -161,20 +200,14 @@ def figures(found: Evaluation) -> dict[str, Any]:
 
 
 def evaluate_pairs(
-    config: EvaluateConfig,
-    model: Decoder,
-    tokenizer: Tokenizer,
-    hardware: Hardware,
-    pairs: Sequence[Pair],
-    output: Path,
+    config: EvaluateConfig, model: Decoder, tokenizer: Tokenizer, stream: PairStream, output: Path
 ) -> dict[str, Any]:
     """Write a completion for each pair's prompt, at most `max_pairs`, and compare it with the pair's own."""
-    chosen = pairs[: config.max_pairs]
-    result: dict[str, Any] = {"pairs": len(pairs), "generated": len(chosen)}
+    chosen = list(islice(stream.pairs(), config.max_pairs))
+    result: dict[str, Any] = {"pairs": stream.n_documents, "generated": len(chosen)}
     if not chosen:
         return result | {"scores": None, "generations": None}
-    if hardware.device.type == "cuda" or config.precision != "auto":  # the CPU's default is fp32, as in sample.py
-        model.to(hardware.dtype)
+    model.to(decoding_hardware(config.device, config.precision, model.config.n_embd).dtype)
     made = complete(config, model, tokenizer, chosen)
     path = output / "generations.jsonl"
     write_whole(path, (json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in made))
@@ -185,7 +218,7 @@ def evaluate_pairs(
 def complete(config: EvaluateConfig, model: Decoder, tokenizer: Tokenizer, pairs: Sequence[Pair]) -> list[Generation]:
     """A completion for each pair, in their order. Prompts of similar length are decoded together, the longest first."""
     order = sorted(range(len(pairs)), key=lambda number: -len(pairs[number][0]))
-    size = config.batch_size // config.num_beams
+    size = (config.batch_size or max(DEFAULT_BATCH_SIZE, config.num_beams)) // config.num_beams
     made: dict[int, Generation] = {}
     reported = time.monotonic()
     for first in range(0, len(order), size):
@@ -221,17 +254,6 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: without_nan(each) for name, each in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_whole(path: Path, lines: Iterable[str]) -> None:
-    """Write a file under another name, then rename it, so that it is whole or not there."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.writelines(lines)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def say(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from gpt.config import ModelConfig, RunConfig
 from gpt.options import UserError, from_dict, to_dict
 from gpt.text.shards import Corpus
 from gpt.text.streams import PairStream
-from gpt.training.initial import resolved
+from gpt.training.initial import hub_model, resolved
 
 
 def identity(config: RunConfig, corpus: Corpus) -> dict[str, Any]:
@@ -18,7 +19,8 @@ def identity(config: RunConfig, corpus: Corpus) -> dict[str, Any]:
         f"model.{name}": value for name, value in to_dict(config.model).items() if name != "dropout"
     }
     if config.init_from:
-        found["init_from"] = config.init_from
+        hub = hub_model(config.init_from)
+        found["init_from"] = str(hub) if hub else os.path.normpath(config.init_from)
     if config.lora.rank:
         found |= {f"lora.{name}": value for name, value in to_dict(config.lora).items()}
     if isinstance(corpus.train, PairStream):  # those of similar length go together, so the order of data hangs on it

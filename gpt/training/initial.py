@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 from gpt.config import ModelConfig, RunConfig, TokenizerConfig
-from gpt.model.adapters import is_adapter, open_model, read_model_config
+from gpt.model.adapters import BASE, base_of, is_adapter, open_model, read_model_config
 from gpt.model.context import adapt
-from gpt.model.find import find_model
+from gpt.model.find import HubModel, find_model, wanted
+from gpt.model.huggingface import CONFIG_FILE
 from gpt.model.lora import add_adapters
+from gpt.model.opening import find_tokenizer
 from gpt.model.transformer import Decoder
 from gpt.options import ConfigError, Mistake, UserError, from_dict, to_dict
 from gpt.text.tokenizers import Tokenizer
-from gpt.training.checkpoints import CheckpointFolder
+from gpt.training.checkpoints import CheckpointFolder, publish
 
 LARGEST_CONTEXT = 1024  # tokens that a run takes of a longer context, unless model.context_length says otherwise
 FREE = ("context_length", "dropout")  # options of the model that fine-tuning may change
 
 
 def find_initial(init_from: str, run_dir: Path) -> Path:
-    """The model folder that a run starts from, or its own last checkpoint where that is gone. Raises UserError."""
+    """The model folder that a run starts from: the base that it keeps, else what `init_from` means, or its own last
+    checkpoint where that is gone. Raises UserError."""
+    if (run_dir / BASE / CONFIG_FILE).is_file():
+        return run_dir / BASE
     try:
         return find_model(init_from, "init_from")
     except UserError:
@@ -49,14 +56,40 @@ def adopt_model(values: dict[str, Any], given: set[str]) -> None:
     if found:
         raise ConfigError(found)
     if not any(option.split(".")[0] == "tokenizer" for option in given):
-        values["tokenizer"] = to_dict(TokenizerConfig(name="huggingface", path=str(folder)))
+        values["tokenizer"] = to_dict(TokenizerConfig(name="huggingface", path=str(find_tokenizer(folder))))
 
 
-def lasting_name(init_from: str) -> str:
-    """What an adapter folder calls its base: the Hub's id, or a path that holds from anywhere and for good, since a
-    run's `best` may move on."""
-    local = Path(init_from).expanduser()
-    return str(find_model(init_from, "init_from").resolve()) if local.exists() else init_from
+def keep_base(config: RunConfig) -> str:
+    """Keep the base of a run's adapters in the run, and return the name by which adapter folders call it.
+
+    That is the Hub's id at its commit, or else the kept folder. Kept are links to the files where the file system can,
+    as a checkpoint's files never change: the run that the base comes from may train on and delete it.
+    """
+    run_dir = Path(config.run_dir).expanduser()
+    kept = run_dir.resolve() / BASE
+    if not kept.is_dir():
+        folder = find_initial(config.init_from, run_dir).resolve()
+        publish(kept, lambda partial: link_files(folder, partial), run_dir / f".{BASE}.partial")
+    hub = hub_model(config.init_from)
+    if hub is None:
+        return str(kept)
+    latest = CheckpointFolder(run_dir).latest()
+    return base_of(latest) if latest else f"{hub.repository}@{find_model(config.init_from, 'init_from').name}"
+
+
+def hub_model(name: str) -> HubModel | None:
+    """The model on the Hub that a name means; None for what is on this machine."""
+    return None if Path(name).expanduser().exists() else HubModel.parse(name)
+
+
+def link_files(folder: Path, into: Path) -> None:
+    """Hard links to, or copies of, the files that we read of a model folder."""
+    for name in wanted([path.name for path in folder.iterdir() if path.is_file()]):
+        source = (folder / name).resolve()
+        try:
+            os.link(source, into / name)
+        except OSError:
+            shutil.copyfile(source, into / name)
 
 
 def initial_context(config: RunConfig) -> int:
@@ -66,7 +99,8 @@ def initial_context(config: RunConfig) -> int:
 
 def run_name(init_from: str) -> str:
     """A short name of a model for a run folder: `gpt2`, or the run that a checkpoint belongs to."""
-    parts = [part for part in Path(init_from.partition("@")[0]).parts if part not in ("/", ".", "..", "~")]
+    hub = hub_model(init_from)
+    parts = [part for part in Path(hub.repository if hub else init_from).parts if part not in ("/", ".", "..", "~")]
     while len(parts) > 1 and (parts[-1] in ("best", "checkpoints") or parts[-1].startswith("step-")):
         parts.pop()
     return parts[-1] if parts else "model"
@@ -122,14 +156,20 @@ def check_initial(config: RunConfig, tokenizer: Tokenizer) -> None:
             f"model.context_length={config.model.context_length}: adapters cannot extend the {theirs.context_length} "
             "tokens of their base; lower it, or train every weight with lora.rank=0"
         )
+    if config.lora.rank > theirs.n_embd:
+        raise UserError(
+            f"lora.rank={config.lora.rank} is more than the rank of the matrices, {theirs.n_embd}; a usual value is 8"
+        )
     remedy = "leave the tokenizer options away, and its own tokenizer is used"
+    if config.tokenizer.path and Path(config.tokenizer.path).expanduser() == find_tokenizer(folder):
+        remedy = "the folder's own tokenizer is not that of its weights; give one that is, with tokenizer.path=…"
     if tokenizer.vocab_size > vocab_size:
         raise UserError(
             f"tokenizer={config.tokenizer.name} has {tokenizer.vocab_size:,} tokens, the weights of "
             f"init_from={config.init_from} have rows for {vocab_size:,}; {remedy}"
         )
     try:
-        own = Tokenizer.load(folder)
+        own = Tokenizer.load(find_tokenizer(folder))
     except UserError:
         return  # a model without a tokenizer: the user's word counts
     if own.backend.get_vocab() != tokenizer.backend.get_vocab():
@@ -143,7 +183,10 @@ def build_model(config: RunConfig, tokenizer: Tokenizer) -> Decoder:
     """The decoder at the start of a run: random, or with the weights of `init_from`; with `lora`, adapters added."""
     if not config.init_from:
         return Decoder(config.model, tokenizer.vocab_size)
-    model = open_model(find_initial(config.init_from, Path(config.run_dir).expanduser()))
+    try:
+        model = open_model(find_initial(config.init_from, Path(config.run_dir).expanduser()))
+    except UserError as error:
+        raise UserError(f"init_from={config.init_from} cannot be opened: {error}") from None
     adapt(model, config.model)
     if config.lora.rank:
         add_adapters(model, config.lora)

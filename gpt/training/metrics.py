@@ -18,18 +18,18 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gpt.config import RunConfig
 from gpt.options import UserError, to_dict
+from gpt.text.files import write_whole
 
 Values = Mapping[str, float]
 
 
 class JsonLines:
-    """One JSON object a line; lines of steps that a resumed run will do again are dropped first."""
+    """One JSON object with its `step` a line."""
 
     def __init__(self, path: Path, from_step: int) -> None:
-        kept = [line for line in read_lines(path) if line["step"] <= from_step]
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text("".join(dump(line) for line in kept), encoding="utf-8")
-        partial.replace(path)
+        """Continue a file after `from_step`: the last step of what was restored, or -1 where nothing was. Lines of
+        later steps, which will be done again, are dropped."""
+        write_whole(path, (dump(line) for line in read_lines(path) if line["step"] <= from_step))
         self.file: IO[str] = path.open("a", encoding="utf-8")
 
     def write(self, values: Mapping[str, Any]) -> None:
@@ -45,13 +45,17 @@ def dump(values: Mapping[str, Any]) -> str:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects in a file of JSON lines, less a last line that a kill cut short; [] where there is no file."""
-    lines = []
+    """The objects in a file of JSON lines up to the first that is none, as a last line that a kill cut short; [] where
+    there is no file."""
+    lines: list[dict[str, Any]] = []
     for text in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else ():
         try:
-            lines += [json.loads(text)] if text else []
+            line = json.loads(text or "{}")
         except ValueError:
             break
+        if text and not (isinstance(line, dict) and isinstance(line.get("step"), int)):
+            break
+        lines += [line] if text else []
     return lines
 
 

@@ -19,6 +19,7 @@ from gpt.training.checkpoints import TrainerState
 
 # Options that say where and how a run was computed, not what came out.
 LOCAL = ("run_dir", "resume", "data.prepared_dir", "data.workers", "train.device", "wandb.mode", "wandb.project")
+SPELLED_OUT = ("optimizer",)  # groups whose files set more than a name: what equals our default may not be theirs
 ESCAPED = ("data.template", "data.prompt", "data.completion", "train.sample_prompt")
 
 
@@ -26,10 +27,9 @@ def model_card(
     name: str, model: Decoder, tokenizer: Tokenizer, config: ExportConfig, state: TrainerState | None
 ) -> str:
     """The text of README.md; without a trainer's state it says only what the weights say."""
-    init_from = state.config.get("init_from") if state else ""
     front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["newleaf"]}
-    if init_from and init_from.count("/") <= 1 and not init_from.startswith((".", "/", "~", "runs/")):
-        front["base_model"] = init_from.partition("@")[0]
+    if state and state.base.get("hub"):
+        front["base_model"] = state.base["hub"]
     rows = {
         "architecture": f"{model.config.dialect}, {model.config.n_layer} layers, {model.config.n_embd} wide",
         "parameters": f"{model.parameter_count():,} in {config.dtype}",
@@ -97,7 +97,7 @@ def changed_options(
             yield from changed_options(value, default, f"{name}.")
         elif prefix + name in ("data.files", "data.val_files"):
             yield from ((prefix + name, file) for file in value)  # repeated, as one name may hold a comma
-        elif value != default:
+        elif value != default or (prefix[:-1] in SPELLED_OUT and values["name"] != defaults["name"]):
             text = written(value)
             if prefix + name in ESCAPED:
                 text = text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t")

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from gpt.config import RunConfig
+from gpt.inference.decode import Sample
 from gpt.model.hardware import Hardware, peak_flops
 from gpt.model.transformer import Decoder
 from gpt.training.checkpoints import TrainerState
@@ -31,8 +32,9 @@ class Reporter:
         """`tokens_per_sequence`: the mean length of a training sequence, for speeds and counts of tokens."""
         self.config, self.run_dir, self.hardware = config, run_dir, hardware
         self.tokens_per_sequence = tokens_per_sequence
-        self.metrics = JsonLines(run_dir / "metrics.jsonl", state.step)
-        self.samples = JsonLines(run_dir / "samples.jsonl", state.step)
+        restored = state.step if state.step or state.best_step is not None else -1  # -1: not even step 0 was saved
+        self.metrics = JsonLines(run_dir / "metrics.jsonl", restored)
+        self.samples = JsonLines(run_dir / "samples.jsonl", restored)
         self.wandb = Wandb(config, run_dir, state.wandb_id)
         state.wandb_id = self.wandb.id or state.wandb_id
         self.state = state
@@ -85,15 +87,15 @@ class Reporter:
             parts.append(f"MFU {100 * values['train/mfu']:.0f} %")
         return "  ".join(parts)
 
-    def log_evaluation(self, step: int, evaluation: Evaluation, samples: list[str]) -> None:
+    def log_evaluation(self, step: int, evaluation: Evaluation, samples: list[Sample]) -> None:
         """Record an evaluation and the texts sampled with it, and redraw the curves."""
         self.val_bits = evaluation.bits_per_byte
         self.record(step, {"val/loss": evaluation.loss, "val/bits_per_byte": evaluation.bits_per_byte})
         self.line.say(f"step {step:>6}  val loss {evaluation.loss:.4f}  {self.val_bits:.3f} bits/byte", style="bold")
-        for text in samples:
-            self.samples.write({"step": step, "prompt": self.config.train.sample_prompt, "text": text})
-        for text in samples[:1]:
-            self.line.say(indented(text), style="dim")
+        for sample in samples:
+            self.samples.write({"step": step, "prompt": sample.prompt, "text": sample.prompt + sample.text})
+        for sample in samples[:1]:
+            self.line.say(indented(sample.prompt + sample.text), style="dim")
         draw_losses(read_lines(self.run_dir / "metrics.jsonl"), self.run_dir / "loss.png", self.run_dir.name)
 
     def record(self, step: int, values: dict[str, float]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,9 @@ from filelock import FileLock, Timeout
 
 from gpt.config import RunConfig
 from gpt.model.hardware import choose_hardware
+from gpt.model.huggingface import CONFIG_FILE
 from gpt.options import UserError, to_yaml
-from gpt.text.batches import counted_tokens, training_data
+from gpt.text.batches import TrainingData, counted_tokens, training_data
 from gpt.text.shards import Corpus, prepare
 from gpt.training.checkpoints import CheckpointFolder
 from gpt.training.initial import check_initial
@@ -37,6 +39,7 @@ def train(config: RunConfig) -> int:
     config = with_max_epochs(config, corpus)  # refuses a corpus that is too short
     if config.train.sample_prompt:
         corpus.tokenizer.encode(config.train.sample_prompt)  # a prompt that cannot be encoded is refused now
+    created = not run_dir.exists()
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -48,6 +51,10 @@ def train(config: RunConfig) -> int:
         raise UserError(
             f"run_dir={run_dir} is in use by another process; wait for it, or choose another run_dir"
         ) from None
+    except UserError:
+        if created and not CheckpointFolder(run_dir).path.exists():
+            shutil.rmtree(run_dir)  # nothing has happened there
+        raise
 
 
 def train_locked(trainer: Trainer) -> int:
@@ -89,8 +96,14 @@ def with_max_epochs(config: RunConfig, corpus: Corpus) -> RunConfig:
     data = training_data(corpus.train, config.model.context_length, config.seed, sequences)
     if train.max_epochs is None:
         return config
-    steps = math.ceil(train.max_epochs * data.sequences_per_epoch / sequences)
-    return replace(config, train=replace(train, max_steps=min(train.max_steps, steps)))
+    return replace(config, train=replace(train, max_steps=min(train.max_steps, epoch_steps(config, data))))
+
+
+def epoch_steps(config: RunConfig, data: TrainingData) -> int:
+    """Updates in `train.max_epochs` passes over the training data."""
+    assert config.train.max_epochs is not None
+    sequences = config.train.batch_size * config.train.grad_accum_steps
+    return math.ceil(config.train.max_epochs * data.sequences_per_epoch / sequences)
 
 
 def complete(trainer: Trainer) -> str:
@@ -102,8 +115,9 @@ def complete(trainer: Trainer) -> str:
             f"{train.early_stop_patience}, or set it to null, to go on."
         )
     more = f"train.max_steps={2 * state.step}"
-    if train.max_epochs is not None:
-        more = f"train.max_epochs={2 * train.max_epochs:g} (and a train.max_steps that allows it)"
+    if train.max_epochs is not None and train.max_steps == epoch_steps(trainer.config, trainer.data):
+        done = state.sequences / trainer.data.sequences_per_epoch
+        more = f"train.max_epochs={2 * max(done, train.max_epochs):.3g} (and a train.max_steps that allows it)"
     return f"{state.step:,} steps done, train.max_steps={train.max_steps}; extend it with {more}"
 
 
@@ -116,6 +130,8 @@ def advice(trainer: Trainer) -> str:
 def check_run_dir(config: RunConfig, run_dir: Path) -> None:
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"run_dir={run_dir} is a file; choose another run_dir")
+    if (run_dir / CONFIG_FILE).is_file():
+        raise UserError(f"run_dir={run_dir} is a model folder, and would no longer mean that model; choose another")
     if config.resume == "never" and CheckpointFolder(run_dir).latest():
         raise UserError(f"resume=never: run_dir={run_dir} holds checkpoints already; choose another run_dir")
 

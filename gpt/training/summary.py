@@ -6,6 +6,7 @@ import shlex
 
 from rich.console import Console
 
+from gpt.inference.decode import Sample
 from gpt.model.context import describe_change
 from gpt.model.lora import trainable_parameter_count
 from gpt.training.evaluation import compressors
@@ -69,15 +70,14 @@ def describe_work(trainer: Trainer, parameters: int) -> str:
 
 def training_state_bytes(trainer: Trainer) -> int:
     """Bytes of fp32 weights, and of trained ones gradients and optimizer state: two numbers a weight, with Muon one."""
-    weights = trainer.model.parameter_count()
-    frozen = sum(p.numel() for p in trainer.model.parameters() if not p.requires_grad)
+    weights = sum(p.numel() for p in trainer.model.parameters())
     in_muon = sum(
         p.numel() for optimizer, _ in trainer.optimizers.peaks[1:] for p in optimizer.param_groups[0]["params"]
     )
-    return 4 * (weights + 3 * (weights - frozen) - in_muon)
+    return 4 * (weights + 3 * trainable_parameter_count(trainer.model) - in_muon)
 
 
-def print_summary(trainer: Trainer, samples: list[str]) -> None:
+def print_summary(trainer: Trainer, samples: list[Sample]) -> None:
     """Where the run ended, next to general compressors on the same text or to the model that it started from; `samples`
     are what the best checkpoint writes with the seeds of the base's."""
     config, state, corpus, out = trainer.config, trainer.state, trainer.corpus, console()
@@ -97,7 +97,7 @@ def print_summary(trainer: Trainer, samples: list[str]) -> None:
     out.print(f"Sample: python sample.py {shlex.quote(f'checkpoint={trainer.run_dir}')} prompt='…'")
 
 
-def print_comparison(trainer: Trainer, samples: list[str]) -> None:
+def print_comparison(trainer: Trainer, samples: list[Sample]) -> None:
     """Before and after fine-tuning, on the same held-out text and with the same seeds."""
     state, out = trainer.state, console()
     base = state.base
@@ -108,4 +108,5 @@ def print_comparison(trainer: Trainer, samples: list[str]) -> None:
     if state.best_step == 0:
         out.print("No checkpoint beat the initial model, so the best one is its copy; try another optimizer.lr.")
     for number, (before, after) in enumerate(zip(base["samples"], samples, strict=False)):
-        out.print(f"Sample {number}, before:\n{indented(before)}\nSample {number}, after:\n{indented(after)}")
+        now = after.prompt + after.text
+        out.print(f"Sample {number}, before:\n{indented(before)}\nSample {number}, after:\n{indented(now)}")

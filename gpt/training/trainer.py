@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from gpt.config import RunConfig
-from gpt.inference.decode import generate
+from gpt.config.sampling import DEFAULT_TEMPERATURE
+from gpt.inference.decode import Sample, generate
 from gpt.inference.sampling import Sampling
 from gpt.model.adapters import load_adapters, save_adapters
 from gpt.model.hardware import Hardware, muon_dtype
@@ -30,7 +31,7 @@ from gpt.text.streams import PairStream
 from gpt.training.checkpoints import CheckpointFolder, TrainerState, read_state, read_tensors, write_trainer
 from gpt.training.evaluation import Evaluation, evaluate
 from gpt.training.identity import changes, identity, refuse_differences
-from gpt.training.initial import build_model, lasting_name
+from gpt.training.initial import build_model, hub_model, keep_base
 from gpt.training.interrupts import Interrupts
 from gpt.training.optimizers import Optimizers, clip_gradients
 from gpt.training.process import random_states, restore_random_states
@@ -53,6 +54,7 @@ class Trainer:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only so
             torch.use_deterministic_algorithms(True)
         self.config, self.corpus, self.hardware, self.run_dir = config, corpus, hardware, run_dir
+        self.base = keep_base(config) if config.lora.rank else ""
         self.model = build_model(config, corpus.tokenizer).to(hardware.device)
         self.forward = torch.compile(self.model) if hardware.compile else self.model
         self.optimizers = Optimizers(self.model, config.optimizer, muon_dtype(hardware.device))
@@ -164,13 +166,20 @@ class Trainer:
         """Score the initial model, let it write, and keep it as the checkpoint that fine-tuning has to beat."""
         evaluation, _ = self.evaluate()
         samples = self.samples(COMPARED_SAMPLES)
-        self.state.base = {"loss": evaluation.loss, "bits_per_byte": evaluation.bits_per_byte, "samples": samples}
+        hub = hub_model(self.config.init_from)
+        self.state.base = {
+            "hub": hub.repository if hub else None,
+            "loss": evaluation.loss,
+            "bits_per_byte": evaluation.bits_per_byte,
+            "samples": [sample.prompt + sample.text for sample in samples],
+        }
         reporter.log_evaluation(0, evaluation, samples)
+        self.state.elapsed_seconds = reporter.elapsed_seconds
         self.save()
         reporter.end_step(0, restart_clock=True)
 
-    def samples(self, count: int, first: int = 0) -> list[str]:
-        """What the model writes now, prompts included: samples number `first` … of the seed; [] for `sample_tokens=0`.
+    def samples(self, count: int, first: int = 0) -> list[Sample]:
+        """What the model writes now: samples number `first` … of the seed; [] for `sample_tokens=0`.
 
         The prompt is `train.sample_prompt`, or of pairs, where there is none, that of the first held-out ones.
         """
@@ -183,13 +192,13 @@ class Trainer:
             prompts = [held_out[i % len(held_out)] for i in range(count)]
         jobs = [(prompt, first + number) for number, prompt in enumerate(prompts)]
         *_, made = generate(
-            self.model, tokenizer, jobs, Sampling(temperature=0.8),
+            self.model, tokenizer, jobs, Sampling(temperature=DEFAULT_TEMPERATURE),
             max_new_tokens=train.sample_tokens, seed=self.config.seed,
         )  # fmt: skip
         self.model.train()
-        return [sample.prompt + sample.text for sample in made]
+        return made
 
-    def samples_of_best(self) -> list[str]:
+    def samples_of_best(self) -> list[Sample]:
         """What the best checkpoint writes with the seeds of the base's samples. Leaves its weights in the model."""
         assert self.state.best_step is not None
         self.load(self.checkpoints.at(self.state.best_step))
@@ -206,11 +215,12 @@ class Trainer:
         self.checkpoints.prune(self.config.train.keep_checkpoints, best)
 
     def write(self, folder: Path) -> None:
+        tokenizer = self.corpus.tokenizer
         if self.config.lora.rank:
-            save_adapters(self.model, folder, lasting_name(self.config.init_from))
+            save_adapters(self.model, folder, self.base)
         else:
-            save_model(self.model, folder, self.corpus.tokenizer.end_of_text)
-        self.corpus.tokenizer.save(folder)
+            save_model(self.model, folder, tokenizer.end_of_text, begin_of_text=tokenizer.begin_of_text)
+        tokenizer.save(folder)
         self.state.scaler = self.scaler.state_dict()
         states = random_states(self.hardware.device)
         write_trainer(folder, self.state, self.optimizers.state_tensors(), states)
@@ -232,7 +242,9 @@ class Trainer:
         try:
             self.load(folder)
         except UserError as error:
-            raise UserError(f"{error}; delete {folder} to continue from the one before") from None
+            raise UserError(
+                f"{error}; if this checkpoint is damaged, delete {folder} to continue from the one before"
+            ) from None
         optimizer, random = read_tensors(folder)
         self.optimizers.load_state_tensors(optimizer)
         restore_random_states(random, self.hardware.device)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
+from tokenizers import decoders, models
 
 from gpt.config import TokenizerConfig
 from gpt.inference import decode
-from gpt.inference.beam import Rules, beam_search, first_stop, search
+from gpt.inference.beam import Rules, StopFinder, beam_search, first_stop, search
 from gpt.inference.decode import Sample, window_start
 from gpt.model.kv_cache import KVCache
 from gpt.model.transformer import Decoder
@@ -111,6 +114,57 @@ def test_a_search_ends_where_stop_texts_end_all_it_looks_at(writer: Decoder) -> 
     (found,) = find(writer, "abc", stop=list(LETTERS))
     assert [sample.text for sample in found] == [""] * 4
     assert {sample.n_tokens for sample in found} == {1}
+
+
+def bytes_only() -> Tokenizer:
+    return build_tokenizer(TokenizerConfig(name="byte"))
+
+
+def wordpieces() -> Tokenizer:
+    words = ["[UNK]", "[SEP]", "leaf", "new", "##ly", "##s", ",", ".", "don", "'", "t", "n", "##'t"]
+    backend = tokenizers.Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.decoder = decoders.WordPiece()
+    backend.add_special_tokens(["[UNK]", "[SEP]"])
+    return Tokenizer(backend, "[SEP]")
+
+
+def sentencepieces() -> Tokenizer:
+    words = ["<unk>", "</s>", *(f"<0x{byte:02X}>" for byte in (*range(0x80, 0xA0), *range(0xE0, 0xE8))), "▁", "a", "▁b"]
+    backend = tokenizers.Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, [], byte_fallback=True))
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    backend.add_special_tokens(["<unk>", "</s>"])
+    return Tokenizer(backend, "</s>")
+
+
+@pytest.mark.parametrize("make", [letters, bytes_only, wordpieces, sentencepieces])
+def test_stop_texts_are_found_where_the_whole_text_has_them(make: Callable[[], Tokenizer]) -> None:
+    tokenizer, chance = make(), random.Random(0)
+    found = 0
+    for search_number in range(30):
+        text = tokenizer.decode(chance.choices(range(tokenizer.vocab_size), k=40))
+        stop = [text[start : start + length] for length in (2, 3, 7) if (start := chance.randrange(20)) >= 0]
+        stop = list(filter(None, [*stop, "\ufffd" * (search_number % 4), "newly", "don't"]))
+        finder, beams = StopFinder(tokenizer, stop), [[]]
+        for _ in range(25):
+            grown = [[*chance.choice(beams), chance.randrange(tokenizer.vocab_size)] for _ in range(12)]
+            stopped = [first_stop(tokenizer.decode(tokens), stop) is not None for tokens in grown]
+            assert [finder.stops(tokens) for tokens in grown] == stopped
+            found += sum(stopped)
+            beams = [tokens for tokens, ended in zip(grown, stopped, strict=True) if not ended][:6]
+            if not beams:
+                break
+    assert found > 10
+
+
+def test_a_search_with_stop_texts_decodes_no_whole_continuation(
+    writer: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, decode_all = [], Tokenizer.decode
+    monkeypatch.setattr(Tokenizer, "decode", lambda self, ids: whole.append(ids) or decode_all(self, ids))
+    (found,) = find(writer, "abc", stop=["zzzz"])
+    assert len(whole) == len(found)  # the hypotheses, at the end
 
 
 def test_samples_tell_their_prompt_rank_end_and_score(writer: Decoder) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import pytest
 
 from gpt.config import SampleConfig, TokenizerConfig
 from gpt.inference.console import sample
+from gpt.model import hardware
 from gpt.model.huggingface import save_model
-from gpt.options import ConfigError
+from gpt.options import ConfigError, UserError
 from gpt.text.vocabularies import build_tokenizer
 
 from .conftest import varied_decoder
@@ -77,6 +79,53 @@ def test_scores_are_written_and_prompts_share_a_batch(run: Run, tmp_path: Path) 
         assert second["score"] <= best["score"] < 0
     for other in written[1:]:
         assert [line["text"] for line in other] == [line["text"] for line in first]
+
+
+def test_a_link_stays_and_leads_to_the_samples(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link.jsonl").symlink_to("folder/made.jsonl")
+    for _ in range(2):  # the file is not there, then it is
+        run(prompt="月", output=str(tmp_path / "link.jsonl"))
+        assert [path.name for path in (tmp_path / "folder").iterdir()] == ["made.jsonl"]
+        assert (tmp_path / "link.jsonl").is_symlink()
+
+
+def test_a_pipe_is_written_to(run: Run, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    run(prompt="月", output=str(pipe))
+    assert json.loads(os.read(reader, 10_000))["prompt"] == "月"
+    os.close(reader)
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_samples_that_fail_leave_the_file_as_it_was(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "made.jsonl"
+    output.write_text("mine")
+    monkeypatch.setattr("gpt.inference.console.sample_line", lambda made: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(prompt="月", output=str(output))
+    assert (output.read_text(), list(tmp_path.iterdir())) == ("mine", [output])
+
+
+@pytest.mark.parametrize(
+    "output", ["/proc/x", "nowhere/x", ".", "a" * 250, "~nobody-here/x"], ids=lambda name: name[:9]
+)
+def test_an_output_that_cannot_be_is_refused_before_the_model_is_opened(
+    output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"output={output} cannot be written"):
+        sample(SampleConfig(checkpoint="nowhere", output=output))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_cpu_decodes_in_fp32_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "cpu_multiplies_bf16", lambda: True)
+    assert hardware.choose_hardware("cpu", "auto", 512).precision == "bf16"
+    assert hardware.decoding_hardware("cpu", "auto", 512).precision == "fp32"
+    assert hardware.decoding_hardware("cpu", "bf16", 64).precision == "bf16"
 
 
 def test_samples_have_no_score(run: Run, tmp_path: Path) -> None:

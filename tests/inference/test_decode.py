@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 
 from gpt.config import TokenizerConfig
 from gpt.inference.decode import Row, TextStream, decode, generate, prefill, window_start
 from gpt.inference.sampling import Sampling, draw, penalise_repetition, random_stream, warp
+from gpt.model.kv_cache import KVCache
 from gpt.model.transformer import Decoder
 from gpt.text.tokenizers import Tokenizer
 from gpt.text.vocabularies import build_tokenizer
@@ -97,6 +100,26 @@ def test_logits_after_a_refilled_window_equal_uncached_ones() -> None:
     row = Row(prompt(31), random_stream(0, 0))
     logits, _ = prefill(model, [row.tokens], 10)
     torch.testing.assert_close(logits, model(torch.tensor([row.tokens[12:]]))[:, -1], atol=1e-4, rtol=0)
+
+
+def test_no_two_prompts_are_held_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, caches, alive = make_decoder(), weakref.WeakSet[KVCache](), []
+    make = KVCache.__init__
+
+    def counting(self: KVCache, *arguments: object) -> None:
+        caches.add(self)
+        alive.append(len(caches))
+        make(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(KVCache, "__init__", counting)
+    prompts = [prompt(length, seed=length) for length in (3, 9, 3, 5, 9, 7)]
+    with torch.no_grad():
+        logits, cache = prefill(model, prompts, 2)
+    assert alive == [1, 2, 2, 2, 2]  # the batch's own, and that of one prompt
+    for row, tokens in enumerate(prompts):
+        with torch.no_grad():
+            torch.testing.assert_close(logits[row], model(torch.tensor([tokens]))[0, -1], atol=1e-4, rtol=0)
+        assert cache.lengths[row] == len(tokens)
 
 
 def test_a_row_that_ends_leaves_the_others_alone() -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -303,8 +302,7 @@ def test_a_base_that_was_trained_further_is_refused(folder: Path) -> None:
     save_model(model, base, end_of_text=0)
     with pytest.raises(UserError, match="trained on other weights"):
         open_model(folder)
-    tensors = load_file(folder / "adapter_model.safetensors")
-    save_file(tensors, folder / "adapter_model.safetensors")  # a stranger's says nothing of its base
+    (folder / "adapter_base.json").unlink()  # a stranger's says nothing of its base
     open_model(folder)
 
 
@@ -321,8 +319,8 @@ def test_the_fingerprint_is_of_the_base_alone(folder: Path, decoder: Decoder) ->
             with torch.no_grad():
                 parameter[: len(parameter) // 2] *= 1 + 1e-6
             assert base_fingerprint(decoder) != before
-    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
-        assert file.metadata()["newleaf.base"] == base_fingerprint(load_model(folder.parent / "base"))
+    facts = json.loads((folder / "adapter_base.json").read_text())
+    assert facts["fingerprint"] == base_fingerprint(load_model(folder.parent / "base"))
 
 
 @pytest.mark.parametrize("shape", ["gpt2", "gpt2-sinusoidal"])
@@ -333,7 +331,22 @@ def test_adapters_of_a_shorter_context_fit_the_base(tmp_path: Path, shape: str) 
     adapt(model, replace(model.config, context_length=16))
     add_adapters(model, LoRAConfig(rank=2))
     save_adapters(model, folder, str(base))
+    assert (
+        open_model(folder).config == read_model_config(folder)[0] == replace(load_model(base).config, context_length=16)
+    )
+    (folder / "adapter_base.json").unlink()
     assert open_model(folder).config.context_length == 24
+
+
+def test_the_same_adapters_make_the_same_files(folder: Path, tmp_path: Path) -> None:
+    model = load_model(folder.parent / "base")
+    load_adapters(model, folder)
+    files = []
+    for number in range(8):  # a hash table's order would differ now and then
+        (again := tmp_path / f"again-{number}").mkdir()
+        save_adapters(model, again, str(folder.parent / "base"))
+        files.append({path.name: path.read_bytes() for path in again.iterdir()})
+    assert all(other == files[0] for other in files)
 
 
 def test_a_model_with_other_adapters_is_refused(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,24 @@ def test_llama3_scaling_defaults_to_the_context() -> None:
     assert read(model_type="llama", **outside).original_context == 64
 
 
+@pytest.mark.parametrize(("dialect", "context"), [("llama", 640), ("llama", None), ("qwen3", None)])
+def test_llama3_scaling_stays_where_the_context_is_changed(dialect: str, context: int | None) -> None:
+    scaling = {name: value for name, value in LLAMA3.items() if not name.startswith("original")}
+    shape = {} if context is None else {"max_position_embeddings": context}
+    whole = read(model_type=dialect, rope_scaling={"rope_type": "llama3", **scaling}, **shape)
+    theirs = transformers.AutoConfig.for_model(dialect, **shape)
+    assert whole.rope_original_context == whole.context_length == theirs.max_position_embeddings
+    cut = dataclasses.replace(whole, context_length=32)
+    assert torch.equal(rotary_frequencies(cut), rotary_frequencies(whole))
+    assert to_huggingface_config(cut, 8, 0)["rope_scaling"]["original_max_position_embeddings"] == whole.context_length
+
+
+def test_the_ids_around_a_text() -> None:
+    for begin, expected in ((None, 7), (0, 0), (3, 3)):
+        keys = to_huggingface_config(ModelConfig(), 8, 7, begin_of_text=begin)
+        assert (keys["bos_token_id"], keys["eos_token_id"]) == (expected, 7)
+
+
 @pytest.mark.parametrize(
     ("options", "option"),
     [
@@ -135,6 +154,8 @@ CASES = [
     ("llama", {"vocab_size": True}, "vocab_size=True"),
     ("qwen3", {"use_sliding_window": True}, "use_sliding_window=True"),
     ("qwen3", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types="),
+    ("qwen3", {"layer_types": [["full_attention"]]}, "layer_types="),
+    ("llama", {"rope_parameters": {"rope_type": ["linear"]}}, "rope_type=['linear']"),
     ("qwen3", {"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "rope_parameters.full_attention"),
     ("qwen3", {"head_dim": 7}, "head_dim=7"),
     ("qwen3", {"intermediate_size": 0}, "intermediate_size=0"),

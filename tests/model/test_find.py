@@ -47,6 +47,9 @@ REPOSITORIES: dict[str, dict[str, dict[str, bytes]]] = {
     "big/empty": {NEW: {"config.json": b"{}"}},
     "big/gated": {NEW: SAFE},
 }
+# Its main moves from the old commit to the new one once it has been asked about.
+MOVING = {OLD: SAFE, NEW: SHARDED}
+REPOSITORIES["big/moving"] = MOVING
 REVISIONS = {"main": NEW, "v1": OLD, "refs/pr/1": OLD, NEW: NEW, OLD: OLD}
 
 
@@ -67,6 +70,9 @@ class FakeHub(BaseHTTPRequestHandler):
         found = api or file
         repository = found[1] if found else ""
         revision = (api[3] if api else file[2] if file else None) or "main"
+        if REPOSITORIES.get(repository) is MOVING and revision == "main":
+            asked = sum("/models/big/moving" in path and "tree" not in path for _, path, _ in self.server.asked)
+            revision = OLD if asked == 1 else NEW
         if repository not in REPOSITORIES:
             return self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
         files = REPOSITORIES[repository].get(REVISIONS.get(revision, ""))
@@ -180,6 +186,27 @@ def test_models_are_downloaded_once_and_pinned(hub: Hub, tmp_path: Path) -> None
     assert "openai-community/gpt2@v9" in again[4]
 
 
+def test_what_is_fetched_is_what_was_listed(hub: Hub, tmp_path: Path) -> None:
+    (folder,), _ = find(tmp_path, hub.address, "big/moving")
+    assert Path(folder).name == OLD
+    assert sorted(path.name for path in Path(folder).iterdir()) == ["config.json", "model.safetensors", "vocab.json"]
+    references = Path(folder).parents[1] / "refs"
+    assert {path.name: path.read_text() for path in references.iterdir() if path.name != OLD} == {"main": OLD}
+    hub.shutdown()
+    hub.server_close()
+    assert find(tmp_path, hub.address, "big/moving", f"big/moving@{OLD}")[0] == [folder, folder]
+
+
+def test_a_newer_commit_that_does_not_arrive_leaves_the_earlier_one_in_use(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder,), _ = find(tmp_path, hub.address, "uer/pickled")
+    monkeypatch.setitem(REVISIONS, "main", OLD)
+    monkeypatch.setitem(REPOSITORIES, "uer/pickled", {OLD: SAFE})
+    hub.breaks = 10
+    assert find(tmp_path, hub.address, "uer/pickled")[0] == [folder]
+
+
 def test_a_broken_transfer_goes_on_where_it_broke_off(hub: Hub, tmp_path: Path) -> None:
     hub.breaks = 1
     (folder,), _ = find(tmp_path, hub.address, "gpt2")
@@ -264,6 +291,11 @@ def test_find_model_says_what_is_wrong_with_a_path(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "empty").mkdir()
     (tmp_path / "young" / "checkpoints").mkdir(parents=True)
-    for name, message in (("none", "no such folder"), ("file", "a file"), ("empty", "no checkpoint"), ("young", "yet")):
+    for name, message in (
+        ("none", "no such folder"),
+        ("file", "a file"),
+        ("empty", "nor config.json nor adapter_"),
+        ("young", "yet"),
+    ):
         with pytest.raises(UserError, match=f"^init_from={tmp_path / name}: .*{message}"):
             find_model(str(tmp_path / name), "init_from")

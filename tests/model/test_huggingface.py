@@ -189,6 +189,7 @@ def test_damaged_shards_are_refused(folder: Path, damage: Callable[[Path], None]
 @pytest.mark.parametrize(
     "content", [b"", b"PK\x03\x04", b"not tensors", b"\x80\x02}q\x00.", b"\x80\x04\x95\x00\x00", b"\xff" * 64, None]
 )
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_damaged_pickles_are_refused(folder: Path, content: bytes | None) -> None:
     path = folder / "pytorch_model.bin"
     if content is None:

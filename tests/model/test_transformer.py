@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt.config import ModelConfig
+from gpt.model import transformer
 from gpt.model.huggingface import load_model, save_model
 from gpt.model.kv_cache import KVCache
 from gpt.model.transformer import Decoder, sinusoids
@@ -99,6 +102,35 @@ def test_loss_is_the_sum_over_counted_tokens_and_ignores_padding_of_the_vocabula
     assert decoder.head.weight.grad is not None
     assert not decoder.head.weight.grad[VOCAB:].any()
     assert decoder(x).shape[-1] == VOCAB
+
+
+@pytest.mark.parametrize("positions", [1, 5, 24, 47, 48, 2048])
+def test_without_gradients_few_logits_are_held_at_once(
+    decoder: Decoder, positions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformer, "LOSS_POSITIONS", positions)
+    x, targets = tokens(2, 24), tokens(2, 24).roll(1, dims=1)
+    targets[0, :5] = -100
+    whole = decoder(x, targets)
+    with torch.no_grad(), Largest(decoder.head.weight) as largest:
+        loss = decoder(x, targets)
+    torch.testing.assert_close(loss, whole.detach(), rtol=1e-6, atol=0)
+    assert largest.rows == min(positions, 48)
+
+
+class Largest(TorchDispatchMode):
+    """The most logits over the padded vocabulary, in rows, that any operation makes."""
+
+    def __init__(self, head: torch.Tensor) -> None:
+        super().__init__()
+        self.head, self.rows = head, 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        logits = isinstance(made, torch.Tensor) and made.shape[-1:] == self.head.shape[:1]
+        if logits and made.untyped_storage().data_ptr() != self.head.untyped_storage().data_ptr():  # no view of it
+            self.rows = max(self.rows, made.numel() // len(self.head))
+        return made
 
 
 def test_more_tokens_than_the_context_are_refused(decoder: Decoder) -> None:

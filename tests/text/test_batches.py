@@ -85,7 +85,7 @@ def test_the_interface_deals_the_same_windows() -> None:
         for found, expected in zip(data.batch(first, 5), train_batch(Stream(500), 16, 9, first, 5), strict=True):
             assert np.array_equal(found, expected)
     assert data.sequences_per_epoch == windows_per_epoch(500, 16)
-    assert (data.tokens_per_sequence, data.truncated, data.dropped, data.description) == (16, 0, 0, "")
+    assert (data.tokens_per_sequence, data.description) == (16, "")
     with pytest.raises(UserError, match=r"16 tokens to train on, but model\.context_length=16"):
         training_data(Stream(16), 16, seed=9, global_batch=4)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,19 @@ import sacrebleu
 import torch
 from transformers import AutoModelForCausalLM
 
+import gpt.inference.decode as decode_module
+import gpt.training.evaluate_checkpoint as evaluate_module
 from evaluate import COMMAND
 from evaluate import run as evaluate_
 from gpt.cli import main
-from gpt.config import DataConfig, EvaluateConfig, ModelConfig, RunConfig, TokenizerConfig
+from gpt.config import DataConfig, EvaluateConfig, LoRAConfig, ModelConfig, RunConfig, TokenizerConfig
 from gpt.inference.beam import beam_search
+from gpt.model.adapters import save_adapters
 from gpt.model.huggingface import load_model, save_model
+from gpt.model.lora import add_adapters
 from gpt.model.transformer import Decoder
 from gpt.options import UserError, defaults, from_dict, to_dict
+from gpt.text.streams import PairStream
 from gpt.text.tokenizers import Tokenizer
 from gpt.text.vocabularies import build_tokenizer
 from gpt.training.checkpoints import TrainerState, write_trainer
@@ -39,10 +44,10 @@ PAIRS = [
 ]
 
 
-def save_random(folder: Path, vocab_size: int = END + 1) -> Path:
+def save_random(folder: Path, vocab_size: int = END + 1, **kind: Any) -> Path:
     """A byte model that has learned nothing, with weights large enough that it is sure of what it says."""
     torch.manual_seed(0)
-    model = Decoder(ModelConfig(n_layer=2, n_head=2, n_embd=32, context_length=CONTEXT), vocab_size)
+    model = Decoder(ModelConfig(n_layer=2, n_head=2, n_embd=32, context_length=CONTEXT, **kind), vocab_size)
     with torch.no_grad():
         for parameter in model.blocks.parameters():
             parameter += 0.2 * torch.randn_like(parameter)
@@ -155,6 +160,7 @@ def test_text_against_transformers(folder: Path, text: Path, evaluate: Any, stri
     assert found == {
         "checkpoint": str(folder),
         "data": text.name,
+        "context": CONTEXT,
         "stride": stride,
         "tokens": count,
         "bytes": n_bytes,
@@ -173,8 +179,8 @@ def test_pairs_against_transformers(folder: Path, pairs: Path, evaluate: Any, tm
     loss, count = reference_loss(folder, [window for window in windows if window[1] <= CONTEXT])
     assert (found["loss"], found["tokens"]) == (pytest.approx(loss, rel=1e-5), count)
     assert (found["pairs"], found["generated"]) == (5, 5)
-    output = tmp_path / "evaluations" / "random"
-    assert found["generations"] == str(Path("evaluations") / "random" / "generations.jsonl")
+    output = tmp_path / "evaluations" / "models--random"
+    assert found["generations"] == str(Path("evaluations") / "models--random" / "generations.jsonl")
     assert [path.name for path in sorted(output.iterdir())] == ["generations.jsonl", "scores.json"]
     assert lines_of(output / "scores.json") == [found]
 
@@ -218,6 +224,68 @@ def test_the_first_pairs_with_beams_and_stop(folder: Path, pairs: Path, evaluate
     assert (none["generated"], none["scores"], none["generations"]) == (0, None, None)
 
 
+@pytest.mark.parametrize("kind", [{}, {"rope_scaling": "llama3", "rope_factor": 4.0, "dialect": "llama"}], ids=str)
+def test_a_shorter_context_is_that_of_shorter_windows(
+    kind: dict[str, Any], text: Path, evaluate: Any, tmp_path: Path
+) -> None:
+    folder = save_random(tmp_path / "models" / "random", **kind)
+    found = evaluate(f"checkpoint={folder}", *of_text(text), "context_length=6")
+    tokens = [END, *text.read_bytes(), END]
+    loss, count = reference_loss(folder, [(tokens[start : start + 7], 1) for start in range(0, len(tokens) - 1, 6)])
+    assert (found["context"], found["tokens"], found["loss"]) == (6, count, pytest.approx(loss, rel=1e-5))
+
+
+def test_a_batch_holds_a_number_of_tokens_unless_it_is_given(
+    folder: Path, pairs: Path, evaluate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for_loss, for_completions = [], []
+
+    measure = evaluate_module.evaluate
+
+    def loss(*arguments: Any) -> Any:
+        for_loss.append(arguments[4])
+        return measure(*arguments)
+
+    def generate(model: Any, tokenizer: Any, jobs: list[Any], *rest: Any, **options: Any) -> Any:
+        for_completions.append(len(jobs))
+        return decode_module.generate(model, tokenizer, jobs, *rest, **options)
+
+    monkeypatch.setattr(evaluate_module, "evaluate", loss)
+    monkeypatch.setattr(evaluate_module, "generate", generate)
+    options = [f"checkpoint={folder}", *of_pairs(pairs), "max_new_tokens=1"]
+    evaluate(*options)
+    evaluate(*options, "context_length=15", "max_pairs=1")
+    evaluate(*options, "batch_size=2", "num_beams=1")
+    assert for_loss == [8192 // 16, 8192 // 15, 2]
+    assert for_completions == [5, 1, 2, 2, 1]
+    assert evaluate(*options, "num_beams=40", "max_pairs=1")["generated"] == 1
+
+
+def test_pairs_that_are_not_chosen_are_not_read(
+    folder: Path, pairs: Path, evaluate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: PairStream) -> Any:
+        yield from list(every(self))[:2]
+        raise AssertionError("read on")
+
+    every = PairStream.pairs
+    monkeypatch.setattr(PairStream, "pairs", refuse)
+    for count in (0, 2):
+        found = evaluate(f"checkpoint={folder}", *of_pairs(pairs), f"max_pairs={count}", "max_new_tokens=1")
+        assert (found["pairs"], found["generated"]) == (5, count)
+
+
+def test_an_adapter_without_a_tokenizer_has_that_of_its_base(
+    folder: Path, text: Path, evaluate: Any, tmp_path: Path
+) -> None:
+    model = load_model(folder)
+    add_adapters(model, LoRAConfig(rank=2))
+    (tmp_path / "adapter").mkdir()
+    save_adapters(model, tmp_path / "adapter", str(folder))
+    found, base = (evaluate(f"checkpoint={name}", *of_text(text)) for name in (tmp_path / "adapter", folder))
+    assert found == base | {"checkpoint": str(tmp_path / "adapter")}
+
+
 def test_text_leaves_a_file_only_where_an_output_is_given(folder: Path, text: Path, evaluate: Any) -> None:
     found = evaluate(f"checkpoint={folder}", *of_text(text), "output=here")
     assert lines_of(Path("here/scores.json")) == [found]
@@ -230,7 +298,9 @@ def test_text_leaves_a_file_only_where_an_output_is_given(folder: Path, text: Pa
 def trained(tmp_path: Path) -> Path:
     """A checkpoint that says that it was trained on a.txt."""
     folder = save_random(tmp_path / "run" / "checkpoints" / "step-00000001")
-    config = RunConfig(data=DataConfig(name="text", files=("a.txt",), val_fraction=0.3, prepared_dir="there"))
+    config = RunConfig(
+        data=DataConfig(name="text", files=("a.txt",), val_fraction=0.3, prepared_dir="there", workers=9)
+    )
     write_trainer(folder, TrainerState(config=to_dict(config)), {}, {"cpu": torch.zeros(1)})
     return folder
 
@@ -247,7 +317,8 @@ def adopted(checkpoint: Path, given: dict[str, Any]) -> dict[str, Any]:
 def test_without_data_options_it_is_what_the_checkpoint_held_out(trained: Path) -> None:
     found = from_dict(EvaluateConfig, adopted(trained, {}))
     assert found.part == "held_out"
-    assert found.data == DataConfig(name="text", files=("a.txt",), val_fraction=0.3, prepared_dir="there")
+    # A stranger's checkpoint does not choose where this machine writes, nor with how many processes.
+    assert found.data == DataConfig(name="text", files=("a.txt",), val_fraction=0.3)
     elsewhere = from_dict(EvaluateConfig, adopted(trained, {"data.prepared_dir": "here", "data.workers": 1}))
     assert elsewhere.data == replace(found.data, prepared_dir="here", workers=1)
     assert from_dict(EvaluateConfig, adopted(trained, {"part": "all"})).part == "all"
@@ -278,6 +349,16 @@ def test_files_alone_are_read_as_in_training(tmp_path: Path) -> None:
     assert (found.part, found.data) == ("all", replace(data, files=("a", "b"), val_files=()))
 
 
+def test_data_that_this_version_does_not_know_is_refused_with_a_way_out(trained: Path) -> None:
+    state = TrainerState(config={"data": {"name": "text", "files": ["a.txt"], "future": 1, "val_fraction": "x"}})
+    (trained / "trainer" / "state.json").write_text(json.dumps({"format": 1} | asdict(state)))
+    with pytest.raises(UserError, match=r"(?s)cannot read; .* data=text data\.files=.*future=1: .*val_fraction=x: "):
+        adopted(trained, {})
+    (trained / "trainer" / "state.json").write_text(json.dumps({"format": 1} | asdict(state) | {"config": []}))
+    with pytest.raises(UserError, match=r"state\.json cannot be read \(config is \[\]\)"):
+        adopted(trained, {})
+
+
 def test_a_checkpoint_that_does_not_know_its_data_needs_some(folder: Path) -> None:
     with pytest.raises(UserError, match=r"does not say what it was trained on .* data=text data\.files="):
         adopted(folder, {})
@@ -286,18 +367,24 @@ def test_a_checkpoint_that_does_not_know_its_data_needs_some(folder: Path) -> No
 @pytest.mark.parametrize(
     ("checkpoint", "data", "output", "expected"),
     [
-        ("run", "pairs", "", "run/evaluation"),
+        ("run", "pairs", "", "run/evaluation/step-00000500"),
+        ("run/checkpoints/step-00000900", "pairs", "", "run/evaluation/step-00000900"),
         ("run", "pairs", "mine", "mine"),
         ("run", "text", "", None),
         ("run", "text", "mine", "mine"),
-        ("models/random", "pairs", "", "evaluations/random"),
+        ("models/random", "pairs", "", "evaluations/models--random"),
         (".", "pairs", "", "evaluations/NAME"),
+        ("org/tiny@refs/pr/1", "pairs", "", "evaluations/org--tiny@refs--pr--1"),
+        ("gpt2", "pairs", "", "evaluations/gpt2"),
     ],
 )
 def test_where_the_files_go(
     checkpoint: str, data: str, output: str, expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    for folder in ("run/checkpoints/step-00000500", "run/checkpoints/step-00000900", "models/random"):
+        Path(folder).mkdir(parents=True)
+    Path("run/checkpoints/best").symlink_to("step-00000500")
     options = {"prompt": "{a}", "completion": "{b}"} if data == "pairs" else {}
     config = EvaluateConfig(checkpoint, output=output, data=DataConfig(data, files=("a",), **options))
     found = output_folder(config, Path("run/checkpoints/best" if checkpoint == "run" else checkpoint))
@@ -326,6 +413,13 @@ BAD: dict[str, tuple[str, list[str], str]] = {
     "a missing file": ("random", ["data=text", "data.files=none.txt"], "none.txt"),
     "an empty file": ("random", ["data=text", "data.files=empty.txt"], "empty.txt"),
     "a wide stride": ("random", [*A_TEXT, "stride=17"], "stride=17"),
+    "a stride beyond the context": ("random", [*A_TEXT, "stride=9", "context_length=8"], "stride=9: windows of 8"),
+    "a longer context": ("random", [*A_TEXT, "context_length=17"], "context_length=17: the model was made for 16"),
+    "no context": ("random", [*A_TEXT, "context_length=0"], "context_length=0"),
+    "more beams than a batch": ("random", [*A_PAIR, "num_beams=3", "batch_size=2"], "num_beams=3"),
+    "an empty stop": ("random", [*A_PAIR, "stop="], "stop="),
+    "an unwritable output": ("random", [*A_TEXT, "output=/proc/x"], "output=/proc/x cannot be written to"),
+    "nobody's home": ("random", [*A_TEXT, "output=~nobody-here/x", "stride=17"], "stride=17"),
     "a stride for pairs": ("random", [*A_PAIR, "stride=2"], "stride=2"),
     "beams for text": ("random", [*A_TEXT, "num_beams=2"], "num_beams=2"),
     "a stop for text": ("random", [*A_TEXT, "stop=x"], "stop=[x]"),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +15,26 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from gpt.composition import load_config
 from gpt.config import ExportConfig, RunConfig, TokenizerConfig
-from gpt.options import UserError, defaults, from_dict
+from gpt.model.adapters import open_model, read_model_config
+from gpt.model.hardware import Hardware
+from gpt.options import UserError, defaults, from_dict, to_dict
+from gpt.text.shards import prepare
+from gpt.text.tokenizers import Tokenizer
 from gpt.text.vocabularies import build_tokenizer
+from gpt.training.evaluation import evaluate
 from gpt.training.export_checkpoint import export
 from gpt.training.initial import adopt_model
+from gpt.training.model_card import train_command
 from gpt.training.run import train
+from gpt.training.trainer import Trainer
+from train import COMMAND
+
+from .conftest import MakeConfig
 
 transformers = pytest.importorskip("transformers")
+CPU = Hardware(torch.device("cpu"), "fp32")
 
 
 @pytest.fixture
@@ -135,6 +150,89 @@ def test_a_full_run_goes_on_without_its_initial_model(base: Path, tmp_path: Path
     assert metrics(run_dir)[-1]["step"] == 8
 
 
+def test_adapters_outlive_the_checkpoint_that_they_started_from(
+    make_config: MakeConfig, tmp_path: Path, corpus_files: Path
+) -> None:
+    """The base is a run that trains on, and prunes the step that it was; then the tuned run moves house."""
+    start = {"train": {"max_steps": 4, "eval_every": 1, "keep_checkpoints": 1, "sample_tokens": 0}}
+    base_run, run_dir = make_config("first", **start), tmp_path / "tuned"
+    train(base_run)
+    steps = {"sample_tokens": 0, "eval_every": 1}
+    config = finetune_config(Path(base_run.run_dir), run_dir, corpus_files, lora={"rank": 2}, train=steps)
+    train(replace(config, train=replace(config.train, max_steps=2)))
+    before = load_file(run_dir / "base" / "model.safetensors")
+    start["train"]["max_steps"] = 8
+    train(make_config("first", **start))
+    assert not (Path(base_run.run_dir) / "checkpoints" / "step-00000004").exists()
+    assert train(replace(config, train=replace(config.train, max_steps=4))) == 0
+    assert all(
+        torch.equal(tensor, before[name]) for name, tensor in load_file(run_dir / "base/model.safetensors").items()
+    )
+
+    logits = [
+        open_model(step).eval()(torch.arange(16)[None]) for step in sorted((run_dir / "checkpoints").glob("step-*"))
+    ]
+    run_dir.rename(tmp_path / "elsewhere")
+    shutil.rmtree(base_run.run_dir)
+    moved = sorted((tmp_path / "elsewhere" / "checkpoints").glob("step-*"))
+    assert len(moved) == len(logits) >= 2
+    for step, expected in zip(moved, logits, strict=True):
+        assert torch.equal(open_model(step).eval()(torch.arange(16)[None]), expected)
+
+
+def test_a_cut_context_is_that_of_the_adapters(base: Path, tmp_path: Path, corpus_files: Path) -> None:
+    run_dir = tmp_path / "run"
+    config = finetune_config(base, run_dir, corpus_files, lora={"rank": 2}, model={"context_length": 8})
+    train(config)
+    model = open_model(run_dir / "checkpoints" / "best")
+    assert model.config.context_length == read_model_config(run_dir / "checkpoints" / "best")[0].context_length == 8
+    found = evaluate(model, prepare(config.data, config.tokenizer).val, Tokenizer.load(base), CPU, 4, 200)
+    assert found.loss == pytest.approx(
+        min(line["val/loss"] for line in metrics(run_dir) if "val/loss" in line), rel=1e-6
+    )
+
+
+def test_a_kill_before_the_base_is_saved_leaves_no_trace_in_the_metrics(
+    base: Path, tmp_path: Path, corpus_files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = tmp_path / "run"
+    config = finetune_config(base, run_dir, corpus_files, train={"max_steps": 2, "eval_every": 2})
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "save", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    train(config)
+    assert [line["step"] for line in metrics(run_dir)] == [0, 1, 2, 2]
+    samples = [json.loads(line) for line in (run_dir / "samples.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in samples] == [0, 0, 0, 2]
+
+
+def test_the_same_model_by_another_name_is_the_same_run(base: Path, tmp_path: Path, corpus_files: Path) -> None:
+    run_dir = tmp_path / "run"
+    config = finetune_config(base, run_dir, corpus_files, train={"max_steps": 1, "sample_tokens": 0})
+    train(config)
+    again = replace(config, init_from=f"{base.parent}/./{base.name}/")
+    assert train(replace(again, train=replace(again.train, max_steps=2))) == 0
+    assert metrics(run_dir)[-1]["step"] == 2
+
+
+def test_the_command_on_the_card_of_a_tuned_model_gives_the_same_configuration(
+    base: Path, tmp_path: Path, corpus_files: Path
+) -> None:
+    (corpus_files.parent / "a.txt").write_text("words")
+    argv = ["data=text", f"data.files={corpus_files}", f"init_from={base}", "run_dir=x", "train.max_steps=700"]
+    for more in ([], ["lora.rank=2"], ["optimizer=muon", "model.context_length=8", "optimizer.lr=0.015"]):
+        config = load_config(COMMAND, [*argv, *more])
+        words = shlex.split(train_command(to_dict(config)))
+        assert load_config(COMMAND, [*words[2:], "run_dir=x"]) == config
+
+
+def test_prepare_uses_the_tokenizer_of_the_initial_model(base: Path, tmp_path: Path, corpus_files: Path) -> None:
+    options = [f"init_from={base}", "data=text", f"data.files={corpus_files}", f"data.prepared_dir={tmp_path / 'p'}"]
+    folder = Path(command("data/prepare.py", *options).strip())
+    assert Tokenizer.load(folder).fingerprint == Tokenizer.load(base).fingerprint
+
+
 def test_max_epochs_ends_the_run(base: Path, tmp_path: Path, corpus_files: Path) -> None:
     run_dir = tmp_path / "run"
     config = finetune_config(base, run_dir, corpus_files, train={"max_epochs": 0.1, "max_steps": 1000})
@@ -145,13 +243,16 @@ def test_max_epochs_ends_the_run(base: Path, tmp_path: Path, corpus_files: Path)
     assert metrics(run_dir)[-1]["step"] == -(-windows // 40)  # a tenth of an epoch, in batches of four
 
 
-def test_a_run_without_the_base_of_its_adapters_says_so(base: Path, tmp_path: Path, corpus_files: Path) -> None:
-    run_dir = tmp_path / "run"
+def test_adapters_without_their_base_say_so(base: Path, tmp_path: Path, corpus_files: Path) -> None:
+    run_dir, alone = tmp_path / "run", tmp_path / "alone"
     train(finetune_config(base, run_dir, corpus_files, lora={"rank": 2}, train={"max_steps": 2}))
-    base.rename(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="base"):
-        export(ExportConfig(checkpoint=str(run_dir), output=str(tmp_path / "out")))
-    assert not (tmp_path / "out").exists()
+    shutil.copytree(run_dir / "checkpoints" / "best", alone)
+    export(ExportConfig(checkpoint=str(alone), output=str(tmp_path / "out")))
+    run_dir.rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"base_model_name_or_path") as error:
+        export(ExportConfig(checkpoint=str(alone), output=str(tmp_path / "out again")))
+    assert str(run_dir / "base") in str(error.value)
+    assert not (tmp_path / "out again").exists()
 
 
 SHAKESPEARE = Path(__file__).resolve().parents[3] / "shared" / "data" / "tinyshakespeare.txt"

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from gpt.config import ModelConfig, RunConfig, TokenizerConfig
 from gpt.model.context import adapt
@@ -16,6 +17,14 @@ from gpt.options import ConfigError, UserError, defaults, from_dict
 from gpt.text.tokenizers import Tokenizer
 from gpt.text.vocabularies import build_tokenizer
 from gpt.training.initial import adopt_model, check_initial, run_name
+from gpt.training.run import train
+
+CORPUS_CHARACTERS = "abcdefghijklmnopqrstuvwxyz葉. \n"
+
+
+def words(files: Path, tmp_path: Path) -> dict[str, Any]:
+    """Options of data for the folder of texts `files`."""
+    return {"name": "text", "files": [str(files)], "prepared_dir": str(tmp_path / "prepared")}
 
 
 def make_folder(path: Path, characters: str = "abcdefgh \n", **shape: Any) -> Path:
@@ -99,7 +108,7 @@ def config_from(folder: Path, run_dir: Path, **changes: Any) -> RunConfig:
 
 def test_a_foreign_tokenizer_is_refused_with_the_remedy(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "poet")
-    config = config_from(folder, tmp_path / "run")
+    config = config_from(folder, tmp_path / "run", tokenizer={"name": "char", "path": None})
     check_initial(config, Tokenizer.load(folder))
     for characters, reason in (("hgfedcba\n!", "are not those"), ("abcdefghijklmnop", "has 17 tokens")):
         other = build_tokenizer(TokenizerConfig(name="char"), characters=characters)
@@ -136,3 +145,47 @@ def test_an_extended_model_computes_the_same_within_the_old_context(tmp_path: Pa
     assert longer(torch.zeros(1, 40, dtype=torch.long)).isfinite().all()
     if dialect == "gpt2":  # the learned table repeats
         torch.testing.assert_close(longer.positions.weight[16:32], whole.positions.weight)
+
+
+def test_a_folder_whose_path_looks_like_a_revision_keeps_its_name() -> None:
+    assert run_name("/home/me@work/models/poet") == "poet"
+    assert run_name("org/name@refs/pr/1") == "name"
+
+
+def damage(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["transformer.ln_f.bias"][3] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_damaged_weights_are_refused_and_leave_no_run(tmp_path: Path, corpus_files: Path) -> None:
+    folder = make_folder(tmp_path / "poet", characters=CORPUS_CHARACTERS)
+    config = config_from(folder, tmp_path / "run", data=words(corpus_files, tmp_path))
+    damage(folder)
+    with pytest.raises(UserError, match=r"init_from=.*poet cannot be opened: .*norm.bias holds what is no"):
+        train(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_does_not_move_into_a_model_folder(tmp_path: Path, corpus_files: Path) -> None:
+    folder = make_folder(tmp_path / "poet", characters=CORPUS_CHARACTERS)
+    with pytest.raises(UserError, match="is a model folder"):
+        train(config_from(folder, folder, data=words(corpus_files, tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        ({"rank": 33}, "lora.rank=33 is more than the rank of the matrices, 32"),
+        ({"rank": 2, "targets": ["mlp.up", "mlp.up"]}, "lora.targets=.*names one twice"),
+        ({"rank": 2, "targets": []}, "lora.targets=.*is empty"),
+        ({"rank": 2, "targets": ["head"]}, "there is no 'head'"),
+        ({"rank": 2, "alpha": 1e300}, "lora.alpha"),
+        ({"alpha": 3.0}, "lora.alpha=3.0: does nothing without adapters"),
+        ({"targets": ["mlp.up"]}, "lora.targets=.*does nothing without adapters"),
+    ],
+)
+def test_adapters_that_cannot_be(tmp_path: Path, lora: dict[str, Any], message: str) -> None:
+    folder = make_folder(tmp_path / "poet")
+    with pytest.raises(UserError, match=message):
+        check_initial(config_from(folder, tmp_path / "run", lora=lora), Tokenizer.load(folder))

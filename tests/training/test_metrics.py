@@ -20,6 +20,21 @@ def test_lines_beyond_the_step_of_a_continued_run_are_dropped(tmp_path: Path) ->
     assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
+def test_without_a_checkpoint_no_line_stays(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 0, "val/loss": 5.0}\n', encoding="utf-8")  # killed before the checkpoint of step 0
+    JsonLines(path, from_step=-1).close()
+    assert path.read_text(encoding="utf-8") == ""
+
+
+def test_what_is_no_line_of_metrics_ends_them(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for strange in ("3", "[1]", "{}", '{"step": "x"}', '{"step": null}', "\0\0"):
+        path.write_text(f'{{"step": 1}}\n\n{{"step": 2}}\n{strange}\n{{"step": 3}}\n', encoding="utf-8")
+        JsonLines(path, from_step=9).close()
+        assert [line["step"] for line in read_lines(path)] == [1, 2]
+
+
 def test_the_picture_shows_whatever_there_is(tmp_path: Path) -> None:
     for lines in ([], [{"step": 1, "train/loss": 3.0}], [{"step": 1, "train/loss": 3.0}, {"step": 1, "val/loss": 2.0}]):
         draw_losses(lines, tmp_path / "loss.png", "a run")
