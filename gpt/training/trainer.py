@@ -54,7 +54,7 @@ class Trainer:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only so
             torch.use_deterministic_algorithms(True)
         self.config, self.corpus, self.hardware, self.run_dir = config, corpus, hardware, run_dir
-        self.base = keep_base(config) if config.lora.rank else ""
+        self.base_name = keep_base(config) if config.lora.rank else ""
         self.model = build_model(config, corpus.tokenizer).to(hardware.device)
         self.forward = torch.compile(self.model) if hardware.compile else self.model
         self.optimizers = Optimizers(self.model, config.optimizer, muon_dtype(hardware.device))
@@ -217,7 +217,7 @@ class Trainer:
     def write(self, folder: Path) -> None:
         tokenizer = self.corpus.tokenizer
         if self.config.lora.rank:
-            save_adapters(self.model, folder, self.base)
+            save_adapters(self.model, folder, self.base_name)
         else:
             save_model(self.model, folder, tokenizer.end_of_text, begin_of_text=tokenizer.begin_of_text)
         tokenizer.save(folder)

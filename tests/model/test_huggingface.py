@@ -45,6 +45,9 @@ def test_the_file_is_named_where_a_key_is_refused(folder: Path) -> None:
     with pytest.raises(UserError) as error:
         load_model(folder)
     assert str(error.value) == f"{folder}/config.json: model_type='mamba' is not one of gpt2, llama, qwen3"
+    edit_config(folder, model_type=["llama"])
+    with pytest.raises(UserError, match="is not one of gpt2, llama, qwen3"):
+        load_model(folder)
 
 
 def test_tensors_that_do_not_fit_are_all_listed(folder: Path) -> None:
