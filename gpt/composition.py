@@ -34,9 +34,11 @@ def load_config(command: Command[C], argv: Sequence[str]) -> C:
             command.adopt(values, _names_set(given))
         except ConfigError as error:
             given.mistakes += error.mistakes
-        except UserError as error:  # of a file or a download; listed with the mistakes of the other options
+        except UserError as error:  # of a file or a download
             option, _, message = str(error).partition(": ")
-            given.mistakes.append(Mistake(option, message))
+            if option.partition("=")[0] not in given.free:
+                raise
+            given.mistakes.append(Mistake(option, message))  # listed with those of the other options
     config, found = read_dict(command.kind, values, given.doubtful)
     if given.mistakes or config is None:
         raise ConfigError([*given.mistakes, *found])

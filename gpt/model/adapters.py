@@ -84,11 +84,18 @@ def adapted_config(folder: Path, base: ModelConfig) -> ModelConfig:
     return replace(base, context_length=min(context, base.context_length))
 
 
+def base_in_run(folder: Path) -> Path | None:
+    """The base that the run of a checkpoint keeps; None for any other folder."""
+    place = folder.resolve()
+    kept = place.parent.parent / BASE
+    is_checkpoint = place.parent.name == "checkpoints" and (place / BASE_FACTS).is_file()
+    return kept if is_checkpoint and (kept / CONFIG_FILE).is_file() else None
+
+
 def find_base(folder: Path) -> Path:
     """The model folder that an adapter folder's base means: that which its run keeps, else what it names. Raises
     UserError."""
-    kept = folder.resolve().parent.parent / BASE
-    if (kept / CONFIG_FILE).is_file():
+    if kept := base_in_run(folder):
         return kept
     base = base_of(folder)
     remedy = f"if the base is elsewhere, edit base_model_name_or_path in {folder / ADAPTER_CONFIG}"
@@ -164,9 +171,11 @@ def read_factors(model: Decoder, folder: Path, rank: int) -> dict[str, tuple[Ten
         raise UserError(f"{folder} has no {ADAPTER_WEIGHTS}: {why if pickled else 'it is not a whole adapter folder'}")
     entries = fitting_entries(path, model, rank)
     if read_base_facts(folder).get(FINGERPRINT) not in (None, base_fingerprint(model)):  # None: a stranger's folder
+        kept = base_in_run(folder)
+        named = "" if kept else f", or name it as base_model_name_or_path in {folder / ADAPTER_CONFIG}"
         raise UserError(
-            f"{folder} was trained on other weights than the base has now: was the base trained further, or replaced? "
-            f"Put the one of then in its place, or name it as base_model_name_or_path in {folder / ADAPTER_CONFIG}"
+            f"{folder} was trained on other weights than the base has now: was {kept or 'it'} trained further, or "
+            f"replaced? Put the one of then in its place{named}"
         )
     parts: dict[str, list[tuple[slice, Tensor, Tensor]]] = defaultdict(list)
     for entry in entries:

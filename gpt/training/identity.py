@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,8 @@ from gpt.config import ModelConfig, RunConfig
 from gpt.options import UserError, from_dict, to_dict
 from gpt.text.shards import Corpus
 from gpt.text.streams import PairStream
-from gpt.training.initial import hub_model, resolved
+from gpt.training.base import canonical
+from gpt.training.initial import resolved
 
 
 def identity(config: RunConfig, corpus: Corpus) -> dict[str, Any]:
@@ -19,8 +19,7 @@ def identity(config: RunConfig, corpus: Corpus) -> dict[str, Any]:
         f"model.{name}": value for name, value in to_dict(config.model).items() if name != "dropout"
     }
     if config.init_from:
-        hub = hub_model(config.init_from)
-        found["init_from"] = str(hub) if hub else os.path.normpath(config.init_from)
+        found["init_from"] = canonical(config.init_from)
     if config.lora.rank:
         found |= {f"lora.{name}": value for name, value in to_dict(config.lora).items()}
     if isinstance(corpus.train, PairStream):  # those of similar length go together, so the order of data hangs on it
@@ -42,13 +41,18 @@ def refuse_differences(saved: dict[str, Any], wanted: dict[str, Any], run_dir: P
 def with_resolved_model(identity: dict[str, Any]) -> dict[str, Any]:
     """An identity whose options of the model are all there, automatic values spelled out."""
     own = {name.removeprefix("model."): value for name, value in identity.items() if name.startswith("model.")}
-    return identity | {f"model.{name}": value for name, value in resolved(from_dict(ModelConfig, own)).items()}
+    start = {"init_from": canonical(identity["init_from"])} if "init_from" in identity else {}
+    return identity | start | {f"model.{name}": value for name, value in resolved(from_dict(ModelConfig, own)).items()}
+
+
+# Where a tokenizer lies is no change: its own fingerprint tells, and that of a base moves into the run.
+UNTOLD = {"tokenizer.": {"path"}}
 
 
 def changes(saved: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
     """What differs between two dicts of options, groups included, in words."""
     found = []
-    for name in sorted(saved.keys() | wanted.keys()):
+    for name in sorted((saved.keys() | wanted.keys()) - UNTOLD.get(prefix, set())):
         before, now = saved.get(name), wanted.get(name)
         if isinstance(before, dict) and isinstance(now, dict):
             found += changes(before, now, f"{prefix}{name}.")

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from gpt.config import ModelConfig, RunConfig, TokenizerConfig
-from gpt.model.adapters import BASE, base_of, is_adapter, open_model, read_model_config
+from gpt.model.adapters import is_adapter, open_model, read_model_config
 from gpt.model.context import adapt
-from gpt.model.find import HubModel, find_model, wanted
-from gpt.model.huggingface import CONFIG_FILE
+from gpt.model.find import find_model
 from gpt.model.lora import add_adapters
 from gpt.model.opening import find_tokenizer
 from gpt.model.transformer import Decoder
 from gpt.options import ConfigError, Mistake, UserError, from_dict, to_dict
 from gpt.text.tokenizers import Tokenizer
-from gpt.training.checkpoints import CheckpointFolder, publish
+from gpt.training.base import hub_model, kept_base
+from gpt.training.checkpoints import CheckpointFolder
 
 LARGEST_CONTEXT = 1024  # tokens that a run takes of a longer context, unless model.context_length says otherwise
 FREE = ("context_length", "dropout")  # options of the model that fine-tuning may change
 
 
-def find_initial(init_from: str, run_dir: Path) -> Path:
-    """The model folder that a run starts from: the base that it keeps, else what `init_from` means, or its own last
-    checkpoint where that is gone. Raises UserError."""
-    if (run_dir / BASE / CONFIG_FILE).is_file():
-        return run_dir / BASE
+def find_initial(init_from: str, run_dir: Path, adapted: bool) -> Path:
+    """The model folder that a run starts from: with adapters the base that it keeps, else what `init_from` means, or
+    its own last checkpoint where that is gone. Raises UserError."""
+    if adapted and (kept := kept_base(init_from, run_dir)):
+        return kept
     try:
         return find_model(init_from, "init_from")
     except UserError:
@@ -35,6 +33,10 @@ def find_initial(init_from: str, run_dir: Path) -> Path:
         if latest is None or is_adapter(latest):  # which is nothing without its base
             raise
         return latest
+
+
+def initial_folder(config: RunConfig) -> Path:
+    return find_initial(config.init_from, Path(config.run_dir).expanduser(), config.lora.rank > 0)
 
 
 def adopt_model(values: dict[str, Any], given: set[str]) -> None:
@@ -46,7 +48,8 @@ def adopt_model(values: dict[str, Any], given: set[str]) -> None:
     name = run_name(values["init_from"])
     if "run_dir" not in given:
         values["run_dir"] = f"runs/{values['data']['name']}-{name}"
-    folder = find_initial(values["init_from"], Path(values["run_dir"]).expanduser())
+    adapted = values["lora"]["rank"] != 0
+    folder = find_initial(values["init_from"], Path(values["run_dir"]).expanduser(), adapted)
     theirs, _ = read_model_config(folder)
     wanted = {key: values["model"][key] for key in values["model"] if f"model.{key}" in given}
     if "context_length" not in wanted:
@@ -59,42 +62,9 @@ def adopt_model(values: dict[str, Any], given: set[str]) -> None:
         values["tokenizer"] = to_dict(TokenizerConfig(name="huggingface", path=str(find_tokenizer(folder))))
 
 
-def keep_base(config: RunConfig) -> str:
-    """Keep the base of a run's adapters in the run, and return the name by which adapter folders call it.
-
-    That is the Hub's id at its commit, or else the kept folder. Kept are links to the files where the file system can,
-    as a checkpoint's files never change: the run that the base comes from may train on and delete it.
-    """
-    run_dir = Path(config.run_dir).expanduser()
-    kept = run_dir.resolve() / BASE
-    if not kept.is_dir():
-        folder = find_initial(config.init_from, run_dir).resolve()
-        publish(kept, lambda partial: link_files(folder, partial), run_dir / f".{BASE}.partial")
-    hub = hub_model(config.init_from)
-    if hub is None:
-        return str(kept)
-    latest = CheckpointFolder(run_dir).latest()
-    return base_of(latest) if latest else f"{hub.repository}@{find_model(config.init_from, 'init_from').name}"
-
-
-def hub_model(name: str) -> HubModel | None:
-    """The model on the Hub that a name means; None for what is on this machine."""
-    return None if Path(name).expanduser().exists() else HubModel.parse(name)
-
-
-def link_files(folder: Path, into: Path) -> None:
-    """Hard links to, or copies of, the files that we read of a model folder."""
-    for name in wanted([path.name for path in folder.iterdir() if path.is_file()]):
-        source = (folder / name).resolve()
-        try:
-            os.link(source, into / name)
-        except OSError:
-            shutil.copyfile(source, into / name)
-
-
 def initial_context(config: RunConfig) -> int:
     """Context length, in tokens, of the model that a run starts from."""
-    return read_model_config(find_initial(config.init_from, Path(config.run_dir).expanduser()))[0].context_length
+    return read_model_config(initial_folder(config))[0].context_length
 
 
 def run_name(init_from: str) -> str:
@@ -141,7 +111,7 @@ def resolved(config: ModelConfig) -> dict[str, Any]:
 
 def check_initial(config: RunConfig, tokenizer: Tokenizer) -> None:
     """Refuse a model or a tokenizer that is not that of the initial weights. Raises UserError with the remedy."""
-    folder = find_initial(config.init_from, Path(config.run_dir).expanduser())
+    folder = initial_folder(config)
     theirs, vocab_size = read_model_config(folder)
     wanted = to_dict(config.model)
     if found := contradictions(theirs, wanted, config.init_from):
@@ -184,7 +154,7 @@ def build_model(config: RunConfig, tokenizer: Tokenizer) -> Decoder:
     if not config.init_from:
         return Decoder(config.model, tokenizer.vocab_size)
     try:
-        model = open_model(find_initial(config.init_from, Path(config.run_dir).expanduser()))
+        model = open_model(initial_folder(config))
     except UserError as error:
         raise UserError(f"init_from={config.init_from} cannot be opened: {error}") from None
     adapt(model, config.model)

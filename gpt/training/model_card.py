@@ -81,7 +81,9 @@ def train_command(config: Mapping[str, Any]) -> str:
     if config.get("init_from"):
         # The model gives the shape and its tokenizer; every changed option of the experiment is spelled out.
         own = [f"model.{name}" for name in to_dict(ModelConfig()) if name not in ("context_length", "dropout")]
-        arguments = [(name, text) for name, text in arguments if name not in (*own, "tokenizer", "tokenizer.path")]
+        if config["tokenizer"]["name"] == "huggingface":
+            own += ["tokenizer", "tokenizer.path"]
+        arguments = [(name, text) for name, text in arguments if name not in own]
         arguments.append(("experiment", "null"))
     words = [shlex.quote(f"{name}={text}") for name, text in arguments if name not in LOCAL]
     return " ".join(["python train.py", *words])

@@ -28,10 +28,11 @@ from gpt.options import UserError, to_dict
 from gpt.text.batches import IGNORE, training_data
 from gpt.text.shards import Corpus
 from gpt.text.streams import PairStream
+from gpt.training.base import hub_model, keep_base
 from gpt.training.checkpoints import CheckpointFolder, TrainerState, read_state, read_tensors, write_trainer
 from gpt.training.evaluation import Evaluation, evaluate
 from gpt.training.identity import changes, identity, refuse_differences
-from gpt.training.initial import build_model, hub_model, keep_base
+from gpt.training.initial import build_model
 from gpt.training.interrupts import Interrupts
 from gpt.training.optimizers import Optimizers, clip_gradients
 from gpt.training.process import random_states, restore_random_states
@@ -46,7 +47,10 @@ class Diverged(Exception):
 
 
 class Trainer:
-    """A model in training, in a run folder."""
+    """A model in training, in a run folder.
+
+    Raises UserError where that holds a run of another model, tokenizer, corpus or seed, listing the differences.
+    """
 
     def __init__(self, config: RunConfig, corpus: Corpus, hardware: Hardware, run_dir: Path) -> None:
         torch.manual_seed(config.seed)
@@ -54,15 +58,17 @@ class Trainer:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only so
             torch.use_deterministic_algorithms(True)
         self.config, self.corpus, self.hardware, self.run_dir = config, corpus, hardware, run_dir
+        self.checkpoints = CheckpointFolder(run_dir)
+        self.state = TrainerState(identity=identity(config, corpus), config=to_dict(config))
+        if latest := self.checkpoints.latest():
+            refuse_differences(read_state(latest).identity, self.state.identity, run_dir)
         self.base_name = keep_base(config) if config.lora.rank else ""
         self.model = build_model(config, corpus.tokenizer).to(hardware.device)
         self.forward = torch.compile(self.model) if hardware.compile else self.model
         self.optimizers = Optimizers(self.model, config.optimizer, muon_dtype(hardware.device))
         self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.precision == "fp16")
-        self.checkpoints = CheckpointFolder(run_dir)
         global_batch = config.train.batch_size * config.train.grad_accum_steps
         self.data = training_data(corpus.train, config.model.context_length, config.seed, global_batch)
-        self.state = TrainerState(identity=identity(config, corpus), config=to_dict(config))
         self.changes: list[str] = []  # options that a continued run has changed
         self.finite = torch.ones((), dtype=torch.bool, device=hardware.device)
 
@@ -230,15 +236,11 @@ class Trainer:
         (load_adapters if self.config.lora.rank else load_weights)(self.model, folder)
 
     def restore(self) -> bool:
-        """Continue from the newest checkpoint of the run folder; whether there was one.
-
-        Raises UserError where it belongs to another model, tokenizer, corpus or seed, listing the differences.
-        """
+        """Continue from the newest checkpoint of the run folder; whether there was one. Raises UserError."""
         folder = self.checkpoints.latest()
         if folder is None:
             return False
         state = read_state(folder)
-        refuse_differences(state.identity, self.state.identity, self.run_dir)
         try:
             self.load(folder)
         except UserError as error:

@@ -180,6 +180,20 @@ def test_adapters_outlive_the_checkpoint_that_they_started_from(
         assert torch.equal(open_model(step).eval()(torch.arange(16)[None]), expected)
 
 
+def test_a_refused_start_leaves_another_run_as_it_was(
+    base: Path, make_config: MakeConfig, tmp_path: Path, corpus_files: Path
+) -> None:
+    run_dir, steps = tmp_path / "run", {"sample_tokens": 0, "max_steps": 2}
+    config = finetune_config(base, run_dir, corpus_files, train=steps)
+    train(config)
+    other = make_config("other", train=steps)
+    train(other)
+    with pytest.raises(UserError, match="holds another run"):
+        train(finetune_config(Path(other.run_dir), run_dir, corpus_files, lora={"rank": 2}, train=steps))
+    assert not (run_dir / "base").exists()
+    assert train(replace(config, train=replace(config.train, max_steps=3))) == 0
+
+
 def test_a_cut_context_is_that_of_the_adapters(base: Path, tmp_path: Path, corpus_files: Path) -> None:
     run_dir = tmp_path / "run"
     config = finetune_config(base, run_dir, corpus_files, lora={"rank": 2}, model={"context_length": 8})
