@@ -15,7 +15,8 @@ from gpt.options import defaults, written
 NOTES = (
     "Text, names and paths are taken verbatim after the first '=': commas, braces, quotes and ${...} are plain "
     "characters, and only your shell needs quotes.",
-    r"In templates, stop texts and prompts of a run, \n, \t and \\ mean a new line, a tab and a backslash.",
+    r"In templates, stop texts and train.sample_prompt, \n, \t and \\ mean a new line, a tab and a backslash; "
+    r"sample.py's prompt is verbatim: the shell writes a new line as prompt=$'…\n'.",
     "Lists of files are written '[a.txt,notes/**/*.md]', or one name without brackets; a file that exists under a "
     "name with commas is found; repeating the option adds to the list.",
     "null means none, for options whose default is null.",

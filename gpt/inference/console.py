@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from itertools import chain, islice
@@ -190,8 +191,16 @@ def converse(sampler: Sampler) -> None:
         number += 1
 
 
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    """The text with U+FFFD for control characters, which would move the cursor of a terminal, or worse."""
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
 def put(text: str) -> None:
-    sys.stdout.write(text)
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 

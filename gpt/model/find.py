@@ -65,6 +65,10 @@ def find_model(path: str | Path, option: str = "checkpoint") -> Path:
         if any((folder / name).is_file() for name in MODEL_FILES):
             return folder
     said = f"{option}={path}"
+    if given.is_symlink() and not given.exists():
+        raise UserError(
+            f"{said}: this link leads nowhere; copy a checkpoint with what it leads to (cp -rL), or use export.py"
+        )
     if not given.exists():
         if model := HubModel.parse(str(path)):
             return download(model, said)

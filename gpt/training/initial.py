@@ -35,6 +35,17 @@ def find_initial(init_from: str, run_dir: Path, adapted: bool) -> Path:
         return latest
 
 
+def check_tokenizer_kind(kind: str, folder: Path, init_from: str) -> None:
+    """Refuse, before any text is read, a kind of tokenizer that cannot be the model's own."""
+    try:
+        own = Tokenizer.load(find_tokenizer(folder))
+    except UserError:
+        return  # a model without a tokenizer: the user's word counts
+    if kind != "huggingface" and (kind != own.name or kind in ("bpe", "char")):  # which are made from the new text
+        message = f"the weights of init_from={init_from} come with a tokenizer of their own; leave the option away"
+        raise ConfigError([Mistake("tokenizer", message, kind)])
+
+
 def initial_folder(config: RunConfig) -> Path:
     return find_initial(config.init_from, Path(config.run_dir).expanduser(), config.lora.rank > 0)
 
@@ -58,7 +69,9 @@ def adopt_model(values: dict[str, Any], given: set[str]) -> None:
     found = contradictions(theirs, wanted, values["init_from"])
     if found:
         raise ConfigError(found)
-    if not any(option.split(".")[0] == "tokenizer" for option in given):
+    if any(option.split(".")[0] == "tokenizer" for option in given):
+        check_tokenizer_kind(values["tokenizer"]["name"], folder, values["init_from"])
+    else:
         values["tokenizer"] = to_dict(TokenizerConfig(name="huggingface", path=str(find_tokenizer(folder))))
 
 

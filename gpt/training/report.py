@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from gpt.config import RunConfig
+from gpt.inference.console import printable
 from gpt.inference.decode import Sample
 from gpt.model.hardware import Hardware, peak_flops
 from gpt.model.transformer import Decoder
@@ -116,5 +117,5 @@ class Reporter:
 
 
 def indented(text: str) -> str:
-    shown = text[:SHOWN_SAMPLE] + ("…" if len(text) > SHOWN_SAMPLE else "")
+    shown = printable(text[:SHOWN_SAMPLE]) + ("…" if len(text) > SHOWN_SAMPLE else "")
     return "\n".join("    " + line for line in shown.splitlines())

@@ -114,10 +114,11 @@ def complete(trainer: Trainer) -> str:
             f"{state.bad_evaluations} evaluations without a better loss; raise train.early_stop_patience="
             f"{train.early_stop_patience}, or set it to null, to go on."
         )
-    more = f"train.max_steps={2 * state.step}"
     if train.max_epochs is not None and train.max_steps == epoch_steps(trainer.config, trainer.data):
         done = state.sequences / trainer.data.sequences_per_epoch
-        more = f"train.max_epochs={2 * max(done, train.max_epochs):.3g} (and a train.max_steps that allows it)"
+        more = f"train.max_epochs={2 * max(done, train.max_epochs):.3g}"
+        return f"train.max_epochs={train.max_epochs:g} ended it after {state.step:,} steps; extend it with {more}"
+    more = f"train.max_steps={2 * state.step}"
     return f"{state.step:,} steps done, train.max_steps={train.max_steps}; extend it with {more}"
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from gpt.inference.decode import Sample
 from gpt.model.context import describe_change
 from gpt.model.lora import trainable_parameter_count
+from gpt.text.streams import PairStream
 from gpt.training.evaluation import compressors
 from gpt.training.initial import initial_context
 from gpt.training.metrics import duration
@@ -27,11 +28,13 @@ def print_start(trainer: Trainer) -> None:
     bytes_per_token = corpus.train.n_bytes / len(corpus.train)
     rows = {
         "run": str(trainer.run_dir),
-        "corpus": f"{corpus.source}: {len(corpus.train):,} tokens to train on, {len(corpus.val):,} held out",
+        "corpus": f"{corpus.source}: {len(corpus.train):,} tokens to train on, {len(corpus.val):,} held out"
+        + describe_split(trainer),
         "pairs": trainer.data.description.removeprefix("pairs: "),
         "tokenizer": f"{corpus.tokenizer.name}, {corpus.tokenizer.vocab_size:,} tokens of {bytes_per_token:.2f} bytes",
         "model": f"{config.model.dialect}, {parameters:,} parameters, context {config.model.context_length}",
         "start": describe_start(trainer),
+        "optimizer": describe_optimizer(trainer),
         "training": describe_work(trainer, parameters),
         "hardware": trainer.hardware.describe(),
         "memory": f"{training_state_bytes(trainer) / 2**20:,.0f} MiB of weights, gradients and optimizer state, "
@@ -55,6 +58,30 @@ def describe_start(trainer: Trainer) -> str:
         share = trained / trainer.model.parameter_count()
         parts.append(f"LoRA of rank {config.lora.rank} trains {trained:,} parameters ({100 * share:.2f} %)")
     return ", ".join(parts)
+
+
+def describe_split(trainer: Trainer) -> str:
+    """A word of warning where whole documents make the held-out part much larger than asked; else ""."""
+    data, corpus = trainer.config.data, trainer.corpus
+    share = len(corpus.val) / (len(corpus.train) + len(corpus.val))
+    if data.val_files or share < 2 * data.val_fraction:
+        return ""
+    finer = "data.documents=blank_line splits finer, " if data.name == "text" and data.documents == "whole" else ""
+    return (
+        f" ({100 * share:.0f} % instead of {100 * data.val_fraction:.0f} %, as whole documents are held out: "
+        f"{finer}data.val_files chooses them)"
+    )
+
+
+def describe_optimizer(trainer: Trainer) -> str:
+    """Learning rates, their schedule, and what may end the run early."""
+    optimizer, train = trainer.config.optimizer, trainer.config.train
+    muon = optimizer.name == "muon" and len(trainer.optimizers.peaks) > 1
+    rates = f"learning rate {optimizer.lr:g}" + (f", of matrices {optimizer.matrix_lr:g}" if muon else "")
+    ends = [f"at most {train.max_epochs:g} epochs"] if train.max_epochs is not None else []
+    if train.early_stop_patience is not None:
+        ends.append(f"ends after {train.early_stop_patience} evaluations without a better loss")
+    return ", ".join([f"{optimizer.name}, {rates}, {trainer.config.schedule.name} schedule", *ends])
 
 
 def describe_work(trainer: Trainer, parameters: int) -> str:
@@ -94,7 +121,19 @@ def print_summary(trainer: Trainer, samples: list[Sample]) -> None:
         )
     if state.base:
         print_comparison(trainer, samples)
-    out.print(f"Sample: python sample.py {shlex.quote(f'checkpoint={trainer.run_dir}')} prompt='…'")
+    out.print(f"Sample: python sample.py {shlex.quote(f'checkpoint={trainer.run_dir}')} prompt={example(trainer)}")
+
+
+def example(trainer: Trainer) -> str:
+    """A prompt for the shell: of pairs the first held-out one, for the model knows prompts of that form only."""
+    corpus = trainer.corpus
+    if not isinstance(corpus.val, PairStream):
+        return "'…'"
+    prompt, _ = next(corpus.val.pairs())
+    text = corpus.tokenizer.decode(prompt)
+    if "\n" not in text and "\t" not in text:
+        return shlex.quote(text)
+    return "$'" + text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\t", "\\t") + "'"
 
 
 def print_comparison(trainer: Trainer, samples: list[Sample]) -> None:

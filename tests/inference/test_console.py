@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gpt.config import SampleConfig, TokenizerConfig
-from gpt.inference.console import sample
+from gpt.inference.console import printable, sample
 from gpt.model import hardware
 from gpt.model.huggingface import save_model
 from gpt.options import ConfigError, UserError
@@ -159,3 +159,7 @@ def test_what_does_not_go_with_beams_is_refused(options: dict[str, object], mess
     with pytest.raises(ConfigError) as error:
         SampleConfig(checkpoint="x", **options)  # type: ignore[arg-type]
     assert message in str(error.value)
+
+
+def test_control_characters_do_not_reach_a_terminal() -> None:
+    assert printable("a\x1b[2Jb\tc\nd\x12\x9b葉\r") == "a�[2Jb\tc\nd��葉�"

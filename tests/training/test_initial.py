@@ -59,12 +59,13 @@ def test_shape_tokenizer_and_run_folder_come_from_the_model(tmp_path: Path) -> N
 
 
 def test_what_the_user_gave_stays(tmp_path: Path) -> None:
-    given = {"model.context_length": 8, "model.dropout": 0.1, "run_dir": "runs/x", "tokenizer.name": "byte"}
+    given = {"model.context_length": 8, "model.dropout": 0.1, "run_dir": "runs/x", "tokenizer.path": "elsewhere"}
+    given |= {"tokenizer.name": "huggingface"}
     values = adopted(make_folder(tmp_path / "poet"), given)
     assert values["model"]["context_length"] == 8
     assert values["model"]["dropout"] == 0.1
     assert values["run_dir"] == "runs/x"
-    assert values["tokenizer"]["name"] == "byte"
+    assert values["tokenizer"]["path"] == "elsewhere"
 
 
 def test_a_long_context_is_not_taken_whole_unless_asked(tmp_path: Path) -> None:
@@ -189,3 +190,10 @@ def test_adapters_that_cannot_be(tmp_path: Path, lora: dict[str, Any], message: 
     folder = make_folder(tmp_path / "poet")
     with pytest.raises(UserError, match=message):
         check_initial(config_from(folder, tmp_path / "run", lora=lora), Tokenizer.load(folder))
+
+
+@pytest.mark.parametrize("kind", ["byte", "char", "bpe", "gpt2"])
+def test_a_tokenizer_of_another_kind_is_refused_before_any_text_is_read(tmp_path: Path, kind: str) -> None:
+    folder = make_folder(tmp_path / "poet")
+    with pytest.raises(ConfigError, match=f"tokenizer={kind}: the weights of init_from=.*leave the option away"):
+        adopted(folder, {"tokenizer.name": kind})
