@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from gpt.inference.beam import Rules, search
 from gpt.model.huggingface import load_model, load_weights, save_model
 from gpt.model.transformer import Decoder
 from gpt.options import UserError
@@ -123,6 +124,23 @@ def test_greedy_text_is_that_of_generate(stranger: Any, tmp_path: Path) -> None:
     while row.shape[1] < 30:
         row = torch.cat((row, ours(row, last_only=True).argmax(-1)), dim=1)
     assert row.tolist() == expected.tolist()
+
+
+@torch.no_grad()
+def test_four_beams_are_those_of_generate(stranger: Any, tmp_path: Path) -> None:
+    stranger.save_pretrained(tmp_path)
+    ours = load_model(tmp_path).eval()
+    row, ids = tokens()[:1, :5], {"eos_token_id": 7, "pad_token_id": 7}
+    expected = stranger.generate(
+        row, attention_mask=torch.ones_like(row), max_new_tokens=20, num_beams=4, num_return_sequences=4,
+        do_sample=False, early_stopping=False, **ids,
+    )  # fmt: skip
+    rules = Rules(4, 1.0, lambda made: "end_of_text" if made[-1] == 7 else "length" if len(made) == 20 else None)
+    (found,) = search(ours, [row[0].tolist()], rules, 20, 1.0, VOCAB)
+    theirs = [beam[5:].tolist() for beam in expected]
+    assert [hypothesis.tokens for hypothesis in found[:4]] == [
+        made[: made.index(7) + 1] if 7 in made else made for made in theirs
+    ]
 
 
 @pytest.mark.parametrize("name", TIED)
