@@ -1,17 +1,83 @@
-"""The loss: cross entropy summed over the tokens that count.
+"""The loss: cross entropy of the output head, summed over the tokens that count.
 
 A sum, not a mean, so that the caller divides by the number of counted tokens of the whole global batch, however
 it is split over micro-batches and processes (as torchtitan's trainer does).
+
+Logits are many times larger than what they are made from (a context of 1,024 tokens and GPT-2's vocabulary: 206 MB in
+fp32), so they are made for `CHUNK` logits at a time, turned at once into the loss and into the gradients of the head
+and of its input, and their buffer is used again. Sources: the identity d loss / d logits = softmax - onehot, and the
+idea of gradients in the forward pass of Hsu et al. 2024 (Liger Kernel) and Wijmans et al. 2024 (Cut Cross-Entropy).
+
+Legend: N tokens, C width, P rows of the head (vocabulary and padding), R rows of a chunk.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpt.model.fused import activation_dtype
 from gpt.text.batches import IGNORE
+
+CHUNK = 1 << 26  # logits that exist at once: 128 MiB in bf16
+PIECE = 1 << 24  # probabilities in fp32 that exist at once: 64 MiB
 
 
 def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Sum over positions of -log p(target), in nats. logits [..., V], targets [...] → scalar fp32."""
     return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORE, reduction="sum")
+
+
+def head_loss(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
+    """The summed cross entropy of the logits x weight^T, scalar fp32, with gradients.
+
+    x [..., C], weight [P, C], targets [...] (`IGNORE` where a position does not count). Rows of `weight` from
+    `vocab_size` on are padding: they take no probability and get no gradient. A token's loss is at most 87 nats, where
+    fp32 probabilities end.
+    """
+    rows = max(64, CHUNK // weight.shape[0] // 64 * 64)
+    return HeadLoss.apply(x.flatten(0, -2), weight, targets.flatten(), vocab_size, activation_dtype(x), rows)
+
+
+class HeadLoss(torch.autograd.Function):
+    """Makes the gradients with the loss, which the backward pass scales; so it can run backward only once."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, dtype: torch.dtype, rows: int
+    ) -> Tensor:
+        kept = (targets != IGNORE)[:, None]  # [N, 1]
+        targets = targets[:, None].where(kept, 0)
+        x_in, table = x.to(dtype), weight.to(dtype)
+        counted = x_in * kept  # rows that do not count give the head no gradient
+        x_grad = torch.empty_like(x_in)
+        weight_grad: Tensor | None = None
+        loss = torch.zeros((), device=x.device)
+        pieces = max(1, PIECE // len(weight))
+        for start in range(0, len(x), rows):
+            chunk = slice(start, start + rows)
+            logits = x_in[chunk] @ table.T  # [R, P]
+            logits[:, vocab_size:] = -torch.inf
+            parts = zip(*(x.split(pieces) for x in (logits, targets[chunk], kept[chunk])), strict=True)
+            for piece, target, mask in parts:
+                probabilities = piece.softmax(dim=-1, dtype=torch.float32)
+                likelihood = probabilities.gather(1, target)
+                piece.copy_(probabilities.scatter_(1, target, likelihood - 1))  # softmax - onehot
+                loss -= likelihood.clamp_(min=torch.finfo(torch.float32).tiny).log_().mul_(mask).sum()
+            gradient = logits
+            torch.mm(gradient, table, out=x_grad[chunk])
+            if ctx.needs_input_grad[1]:
+                part = gradient.T @ counted[chunk]  # [P, C]
+                weight_grad = part.float() if weight_grad is None else weight_grad.add_(part)
+        x_grad.mul_(kept)
+        ctx.gradients = x_grad.to(x.dtype), weight_grad
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x_grad, weight_grad = ctx.gradients
+        del ctx.gradients
+        return x_grad.mul_(grad), None if weight_grad is None else weight_grad.mul_(grad), None, None, None, None

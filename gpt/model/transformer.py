@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from gpt.config import ModelConfig
 from gpt.model.attention import cached_attention, causal_attention
+from gpt.model.fused import dropout, normalise_and_rotate, rms_norm, rotate, swiglu
 from gpt.model.kv_cache import KVCache
-from gpt.model.loss import summed_cross_entropy
+from gpt.model.loss import head_loss, summed_cross_entropy
 
 VOCAB_MULTIPLE = 64  # matrix kernels like round sizes; padding rows are never predicted and never saved
 INIT_STD = 0.02
@@ -31,7 +32,7 @@ class Decoder(nn.Module):
     """A decoder-only transformer. `forward` gives logits, or with `targets` the summed loss."""
 
     sinusoids: Tensor  # [T, C], of sinusoidal positions
-    rotary: Tensor  # [2, T, D / 2], of rotary positions
+    rotary: Tensor  # [2, T, D], of rotary positions
     forbidden: Tensor  # [P], minus infinity at the padding of the vocabulary
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
@@ -41,7 +42,7 @@ class Decoder(nn.Module):
         self.embed = nn.Embedding(padded, config.n_embd)
         if config.position_kind == "learned":
             self.positions = nn.Embedding(config.context_length, config.n_embd)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = norm_layer(config, config.n_embd)
         self.head = nn.Linear(config.n_embd, padded, bias=False)
@@ -91,7 +92,9 @@ class Decoder(nn.Module):
         if end > self.config.context_length:
             raise ValueError(f"{end} tokens exceed the context length {self.config.context_length}")
         positions = cache.positions(tokens.shape[1]) if cache else torch.arange(end, device=tokens.device)
-        x = self.embed(tokens)  # [B, T, C]
+        # Of a tied matrix the head's gradient is dense, and that of the few rows embedded here is added to it.
+        sparse = self.config.tie_embeddings and torch.is_grad_enabled()
+        x = F.embedding(tokens, self.embed.weight, sparse=sparse)  # [B, T, C]
         if self.config.position_kind == "learned":
             x = x + self.positions(positions)
         elif self.config.position_kind == "sinusoidal":
@@ -114,8 +117,8 @@ class Decoder(nn.Module):
         Without gradients, which would keep all logits anyway, no more than `LOSS_POSITIONS` rows of them are there at
         once: a context of 40,960 tokens and a vocabulary of 151,936 would take 25 GB.
         """
-        if torch.is_grad_enabled() or targets.numel() <= LOSS_POSITIONS:
-            return summed_cross_entropy(self.training_logits(x), targets)
+        if torch.is_grad_enabled():
+            return head_loss(x, self.head.weight, targets, self.vocab_size)
         parts = zip(x.flatten(0, 1).split(LOSS_POSITIONS), targets.flatten().split(LOSS_POSITIONS), strict=True)
         return torch.stack([summed_cross_entropy(self.training_logits(part), aims) for part, aims in parts]).sum()
 
@@ -177,14 +180,29 @@ class Attention(nn.Module):
         if config.dialect == "qwen3":
             self.q_norm = nn.RMSNorm(self.head_width, eps=config.norm_eps)
             self.k_norm = nn.RMSNorm(self.head_width, eps=config.norm_eps)
-        self.normalise_qk = config.dialect == "qwen3"
-        self.dropout = nn.Dropout(config.dropout)
+        self.normalise_qk, self.norm_eps = config.dialect == "qwen3", config.norm_eps
+        self.dropout = Dropout(config.dropout)
 
     def forward(
         self, x: Tensor, rotary: Tensor | None, layer: int, cache: KVCache | None, mask: Tensor | None
     ) -> Tensor:
         """x [B, T, C] → [B, T, C]; rotary as `rotate` takes it, mask as `cached_attention` does."""
         heads = self.qkv(x).unflatten(-1, (sum(self.heads), self.head_width))
+        q, k, v = self.queries_keys_values(heads, rotary)
+        if cache is None:
+            y = causal_attention(q, k, v, self.dropout.p if self.training else 0.0)
+        else:
+            y = cached_attention(q, *cache.update(layer, k, v), mask)
+        return self.dropout(self.out(y.transpose(1, 2).flatten(2)))
+
+    def queries_keys_values(self, heads: Tensor, rotary: Tensor | None) -> tuple[Tensor, ...]:
+        """Split [B, T, H + 2 K, D] into three of [B, H or K, T, D], normalised and rotated as the dialect does."""
+        if self.normalise_qk and trains_on_cpu(heads):
+            assert rotary is not None
+            n_q, n_k, _ = self.heads
+            weight = torch.cat((self.q_norm.weight.expand(n_q, -1), self.k_norm.weight.expand(n_k, -1)))
+            turned = normalise_and_rotate(heads[:, :, : n_q + n_k], weight, rotary, self.norm_eps)
+            return *turned.split((n_q, n_k), dim=1), heads[:, :, n_q + n_k :].transpose(1, 2)
         q, k, v = heads.split(self.heads, dim=2)  # [B, T, H or K, D]
         if self.normalise_qk:
             q, k = (
@@ -193,12 +211,7 @@ class Attention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, H or K, T, D]
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
-        q, k = q.to(v.dtype), k.to(v.dtype)  # autocast leaves the normalised ones in fp32
-        if cache is None:
-            y = causal_attention(q, k, v, self.dropout.p if self.training else 0.0)
-        else:
-            y = cached_attention(q, *cache.update(layer, k, v), mask)
-        return self.dropout(self.out(y.transpose(1, 2).flatten(2)))
+        return q.to(v.dtype), k.to(v.dtype), v  # autocast leaves the normalised ones in fp32
 
 
 class MLP(nn.Module):
@@ -210,29 +223,47 @@ class MLP(nn.Module):
         width = config.hidden_width
         self.up = nn.Linear(config.n_embd, 2 * width if self.gated else width, bias=not self.gated)  # gate and up
         self.down = nn.Linear(width, config.n_embd, bias=not self.gated)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, T, C] → [B, T, C]."""
         x = self.up(x)  # [B, T, F or 2 F]
-        if self.gated:
-            gate, up = x.chunk(2, dim=-1)
-            x = F.silu(gate) * up
-        else:
-            x = F.gelu(x, approximate="tanh")
+        x = swiglu(x) if self.gated else F.gelu(x, approximate="tanh")
         return self.dropout(self.down(x))
 
 
 def norm_layer(config: ModelConfig, width: int) -> nn.Module:
     if config.dialect == "gpt2":
         return nn.LayerNorm(width, eps=config.norm_eps)
-    return nn.RMSNorm(width, eps=config.norm_eps)
+    return RMSNorm(width, eps=config.norm_eps)
+
+
+class RMSNorm(nn.RMSNorm):
+    """With the gradient of `gpt.model.fused` where the device has no fused kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., C] → [..., C]."""
+        assert self.eps is not None
+        return rms_norm(x, self.weight, self.eps) if trains_on_cpu(x) else super().forward(x)
+
+
+class Dropout(nn.Dropout):
+    """With the faster generator of `gpt.model.fused` on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dropout(x, self.p) if self.training else x
+
+
+def trains_on_cpu(x: Tensor) -> bool:
+    """Whether `x` asks for gradients on a device without fused kernels of normalisation."""
+    return x.device.type == "cpu" and torch.is_grad_enabled()
 
 
 def rotary_table(config: ModelConfig) -> Tensor:
-    """Cosines and sines of the angle of each position and frequency: [2, T, D / 2]."""
+    """Cosines and sines of the angle of each position and frequency, [2, T, D], as `rotate` takes them."""
     angles = torch.arange(config.context_length, dtype=torch.float32)[:, None] * rotary_frequencies(config)
-    return torch.stack((angles.cos(), angles.sin()))
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack((torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)))
 
 
 def rotary_frequencies(config: ModelConfig) -> Tensor:
@@ -255,13 +286,6 @@ def rotary_frequencies(config: ModelConfig) -> Tensor:
     kept = (config.original_context / waves - low) / (high - low)
     between = (1 - kept) * frequencies / config.rope_factor + kept * frequencies
     return torch.where(waves > long, stretched, torch.where(waves < short, frequencies, between))
-
-
-def rotate(x: Tensor, rotary: Tensor) -> Tensor:
-    """Turn each pair (x[d], x[d + D/2]) by its angle. x [B, H, T, D], rotary [2, T, D/2] or [2, B, T, D/2]."""
-    cos, sin = rotary if rotary.dim() == 3 else rotary[:, :, None]
-    left, right = x.chunk(2, dim=-1)
-    return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
 
 
 def sinusoids(length: int, width: int) -> Tensor:

@@ -31,35 +31,42 @@ class BatchedMuon(torch.optim.Muon):
         self.compute_dtype = compute_dtype
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update every matrix that has a gradient. A closure is not supported."""
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], float] | None = None, divisor: Tensor | None = None
+    ) -> None:
+        """Update every matrix that has a gradient, which is divided by `divisor` first. A closure is not supported."""
         assert closure is None
         for group in self.param_groups:
+            gradients = {param: param.grad for param in group["params"] if param.grad is not None}
+            if not gradients:
+                continue
+            if divisor is not None:
+                torch._foreach_div_(list(gradients.values()), divisor)
             by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = defaultdict(list)
-            for param in group["params"]:
-                if param.grad is not None:
-                    update = self.momentum_update(param, group)
-                    by_shape[tuple(sorted(param.shape))].append((param, update))
+            for param, update in zip(gradients, self.momentum_updates(gradients, group), strict=True):
+                by_shape[tuple(sorted(param.shape))].append((param, update))
             for matrices in by_shape.values():
                 self.apply(matrices, group)
 
-    def momentum_update(self, param: Tensor, group: Mapping[str, Any]) -> Tensor:
-        assert param.grad is not None
-        state = self.state[param]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(param)
-        buffer = state["momentum_buffer"].lerp_(param.grad, 1 - group["momentum"])
-        return param.grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
+    def momentum_updates(self, gradients: dict[Tensor, Tensor], group: Mapping[str, Any]) -> list[Tensor]:
+        for param in gradients:
+            if not self.state[param]:
+                self.state[param]["momentum_buffer"] = torch.zeros_like(param)
+        buffers = [self.state[param]["momentum_buffer"] for param in gradients]
+        new = list(gradients.values())
+        torch._foreach_lerp_(buffers, new, 1 - group["momentum"])
+        return list(torch._foreach_lerp(new, buffers, group["momentum"])) if group["nesterov"] else buffers
 
     def apply(self, matrices: list[tuple[Tensor, Tensor]], group: Mapping[str, Any]) -> None:
-        tall = [param.shape[0] > param.shape[1] for param, _ in matrices]
-        stacked = torch.stack([u.T if t else u for t, (_, u) in zip(tall, matrices, strict=True)])
-        updates = orthogonalise(
-            stacked.to(self.compute_dtype), group["ns_coefficients"], group["ns_steps"], group["eps"]
-        )
-        for transposed, (param, _), update in zip(tall, matrices, updates, strict=True):
+        """Orthogonalise the updates of matrices that are of one shape once each has no more rows than columns."""
+        params, tall = [param for param, _ in matrices], [param.shape[0] > param.shape[1] for param, _ in matrices]
+        wide = torch.empty(len(params), *sorted(params[0].shape), dtype=self.compute_dtype, device=params[0].device)
+        for place, transposed, (_, update) in zip(wide, tall, matrices, strict=True):
+            place.copy_(update.T if transposed else update)
+        made = orthogonalise(wide, group["ns_coefficients"], group["ns_steps"], group["eps"]).float()
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        for transposed, param, update in zip(tall, params, made, strict=True):
             rows, columns = param.shape
-            param.mul_(1 - group["lr"] * group["weight_decay"])
             scale = group["lr"] * math.sqrt(max(1, rows / columns))
             param.add_(update.T if transposed else update, alpha=-scale)
 
@@ -105,12 +112,20 @@ class Optimizers:
             )
             self.peaks.append((muon, config.matrix_lr))
 
-    def step(self, scale: float) -> None:
-        """One update with every learning rate at `scale` of its peak; gradients must be unscaled already."""
+    def step(self, scale: float, divisor: Tensor | None = None) -> None:
+        """One update with every learning rate at `scale` of its peak, of gradients that are unscaled already.
+
+        `divisor` (scalar): what gradients are divided by, as `clip_divisor` finds it. AdamW's kernel does it as it
+        reads them, through the attribute that `torch.amp.GradScaler` uses.
+        """
         for optimizer, peak in self.peaks:
             for group in optimizer.param_groups:
                 group["lr"] = peak * scale
-            optimizer.step()
+            if isinstance(optimizer, BatchedMuon):
+                optimizer.step(divisor=divisor)
+            else:
+                optimizer.grad_scale = divisor  # type: ignore[attr-defined]
+                optimizer.step()
         if self.config.l1:
             self.shrink()
 
@@ -147,10 +162,11 @@ class Optimizers:
             owner[param].state[param][key] = value.to(param.device)
 
 
-def clip_gradients(model: nn.Module, limit: float) -> Tensor:
-    """The norm of all gradients together, scalar; with a positive `limit` they are scaled down to it."""
-    parameters = [param for param in model.parameters() if param.grad is not None]
-    norm = nn.utils.get_total_norm([param.grad for param in parameters if param.grad is not None])
-    if limit > 0:
-        nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-    return norm
+def gradient_norm(model: nn.Module) -> Tensor:
+    """The norm of all gradients together, scalar."""
+    return nn.utils.get_total_norm([param.grad for param in model.parameters() if param.grad is not None])
+
+
+def clip_divisor(norm: Tensor, limit: float) -> Tensor | None:
+    """What gradients of this norm are divided by so that their norm is at most `limit`; None for no limit (0)."""
+    return (norm / limit).clamp_(min=1) if limit > 0 else None

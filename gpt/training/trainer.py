@@ -34,7 +34,7 @@ from gpt.training.evaluation import Evaluation, evaluate
 from gpt.training.identity import changes, identity, refuse_differences
 from gpt.training.initial import build_model
 from gpt.training.interrupts import Interrupts
-from gpt.training.optimizers import Optimizers, clip_gradients
+from gpt.training.optimizers import Optimizers, clip_divisor, gradient_norm
 from gpt.training.process import random_states, restore_random_states
 from gpt.training.report import Reporter
 from gpt.training.schedules import lr_scale
@@ -128,11 +128,11 @@ class Trainer:
             loss += part.detach()
         for optimizer, _ in self.optimizers.peaks:
             self.scaler.unscale_(optimizer)
-        norm = clip_gradients(self.model, train.grad_clip)
+        norm = gradient_norm(self.model)
         scale = lr_scale(self.config.schedule, self.state.step, train.max_steps)
         overflow = self.scaler.is_enabled() and not norm.isfinite()  # of scaled fp16 gradients, now and then
         if not overflow:  # else no optimizer may see them; the scaler lowers its scale
-            self.optimizers.step(scale)
+            self.optimizers.step(scale, clip_divisor(norm, train.grad_clip))
             self.finite &= norm.isfinite()
         self.scaler.update()
         self.optimizers.zero_grad()

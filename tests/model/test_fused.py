@@ -1,0 +1,147 @@
+"""Operations with hand-derived gradients against autograd on the plain definitions, in float64 terms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpt.model.attention import blocked_causal_attention
+from gpt.model.fused import dropout, dropout_mask, normalise_and_rotate, rms_norm, swiglu
+from gpt.model.loss import HeadLoss, head_loss
+from gpt.text.batches import IGNORE
+
+EPS = 1e-5
+
+
+def gradients(function, *inputs: Tensor) -> list[Tensor]:
+    """The output, and the gradients of a random weighting of it, in float64."""
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    output = function(*leaves)
+    weights = torch.linspace(-1, 2, output.numel(), dtype=torch.float64).view(output.shape)
+    (output.double() * weights).sum().backward()
+    return [output.detach().double(), *(leaf.grad.double() for leaf in leaves)]
+
+
+def agree(fused, plain, *inputs: Tensor, tolerance: float = 1e-5) -> None:
+    exact = gradients(plain, *(x.double() for x in inputs))
+    for got, wanted in zip(gradients(fused, *inputs), exact, strict=True):
+        assert (got - wanted).norm() <= tolerance * wanted.norm()
+
+
+def test_rms_norm():
+    def plain(x: Tensor, weight: Tensor) -> Tensor:
+        return x / (x.square().mean(-1, keepdim=True) + EPS).sqrt() * weight
+
+    torch.manual_seed(0)
+    agree(lambda x, w: rms_norm(x, w, EPS), plain, torch.randn(2, 3, 10), torch.rand(10))
+
+
+def test_swiglu():
+    torch.manual_seed(0)
+    x = 3 * torch.randn(2, 3, 14)
+    agree(swiglu, lambda x: F.silu(x[..., :7]) * x[..., 7:], x)
+    agree(swiglu, lambda x: F.silu(x[..., :7]) * x[..., 7:], x.bfloat16(), tolerance=0.01)
+
+
+def test_normalise_and_rotate():
+    torch.manual_seed(0)
+    angles = torch.rand(5, 4, dtype=torch.float64) * 6
+    rotary = torch.stack((angles.cos(), angles.sin()))
+
+    def plain(x: Tensor, weight: Tensor) -> Tensor:
+        x = x / (x.square().mean(-1, keepdim=True) + EPS).sqrt() * weight
+        turned = torch.view_as_complex(torch.stack(x.chunk(2, dim=-1), dim=-1).contiguous())
+        turned = torch.view_as_real(turned * torch.polar(torch.ones_like(angles), angles)[:, None])
+        return torch.cat(turned.unbind(-1), dim=-1).transpose(1, 2)
+
+    def fused(x: Tensor, weight: Tensor) -> Tensor:
+        cos, sin = rotary.float()
+        table = torch.stack((torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)))
+        return normalise_and_rotate(x, weight, table, EPS)
+
+    agree(fused, plain, torch.randn(2, 5, 3, 8), torch.rand(3, 8))
+
+
+@pytest.mark.parametrize(("length", "heads", "kv_heads"), [(7, 2, 2), (128, 2, 1), (300, 6, 2), (257, 3, 3)])
+def test_blocked_attention(length: int, heads: int, kv_heads: int):
+    def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        k, v = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (k, v))
+        scores = q @ k.mT / 8**0.5
+        return scores.masked_fill(torch.ones(length, length).triu(1).bool(), -torch.inf).softmax(-1) @ v
+
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, length, n, 8).transpose(1, 2) for n in (heads, kv_heads, kv_heads))
+    agree(blocked_causal_attention, plain, q, k, v)
+    agree(blocked_causal_attention, plain, q.bfloat16(), k.bfloat16(), v.bfloat16(), tolerance=0.02)
+
+
+def test_attention_dropout_is_the_same_in_both_passes():
+    """The output is linear in v with the weights that the dropout left: so is the gradient of v, its transpose."""
+    torch.manual_seed(0)
+    q, k = torch.randn(1, 2, 200, 8), torch.randn(1, 2, 200, 8)
+    v = torch.eye(200).expand(1, 2, 200, 200).clone().requires_grad_()
+    q = F.pad(q, (0, 192))  # the width of a head is that of v
+    k = F.pad(k, (0, 192))
+    weights = blocked_causal_attention(q, k, v, 0.25)
+    dropped = (weights.detach() == 0).double().mean().item() - 199 / 400  # above the diagonal all are
+    assert dropped == pytest.approx(0.25 * 201 / 400, abs=0.01)
+    weights.backward(torch.eye(200).expand(1, 2, 200, 200))
+    torch.testing.assert_close(v.grad, weights.detach().mT.contiguous())
+
+
+@pytest.mark.parametrize(("rows", "pieces"), [(100, 1 << 24), (32, 1 << 24), (100, 50 * 7), (16, 64 * 3)])
+@pytest.mark.parametrize("vocab_size", [50, 64])
+def test_head_loss(monkeypatch, rows: int, pieces: int, vocab_size: int):
+    """In chunks of rows and pieces of them, with padded vocabulary and positions that do not count."""
+    monkeypatch.setattr("gpt.model.loss.PIECE", pieces)
+    torch.manual_seed(0)
+    targets = torch.randint(0, vocab_size, (100,))
+    targets[::7] = IGNORE
+
+    def plain(x: Tensor, weight: Tensor) -> Tensor:
+        return F.cross_entropy(x @ weight[:vocab_size].T, targets, ignore_index=IGNORE, reduction="sum")
+
+    def fused(x: Tensor, weight: Tensor) -> Tensor:
+        return HeadLoss.apply(x, weight, targets, vocab_size, torch.float32, rows)
+
+    agree(fused, plain, torch.randn(100, 12), torch.randn(64, 12))
+
+
+def test_head_loss_in_bf16_is_as_good_as_autocast():
+    torch.manual_seed(0)
+    x, weight, targets = torch.randn(2, 40, 32), torch.randn(128, 32), torch.randint(0, 100, (2, 40))
+
+    def plain(x: Tensor, weight: Tensor) -> Tensor:
+        logits = (x @ weight[:100].T).float()
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+
+    exact = gradients(plain, x.double(), weight.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        common = gradients(plain, x, weight)
+        ours = gradients(lambda x, w: head_loss(x, w, targets, 100), x, weight)
+    for good, usual, ideal in zip(ours, common, exact, strict=True):
+        assert (good - ideal).norm() <= 1.2 * (usual - ideal).norm() + 1e-6
+
+
+def test_a_loss_beyond_fp32_probabilities_is_finite():
+    x, weight = torch.tensor([[200.0]]), torch.tensor([[1.0], [-1.0]])
+    assert head_loss(x, weight, torch.tensor([1]), 2) == pytest.approx(87.3, abs=0.1)
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.5, 0.999])
+def test_dropout_keeps_the_mean_and_its_share(probability: float):
+    torch.manual_seed(0)
+    mask = dropout_mask(torch.empty(1001, 1003), probability)
+    share, count = (mask == 0).double().mean().item(), mask.numel()
+    assert share == pytest.approx(probability, abs=5 * (probability * (1 - probability) / count) ** 0.5)
+    assert mask[mask != 0].unique().tolist() == [pytest.approx(1 / (1 - probability), rel=1e-2)]
+    assert mask.double().mean().item() == pytest.approx(1, abs=5 * (1 / (1 - probability) / count) ** 0.5)
+    rows = (mask == 0).double().mean(dim=1)  # neighbours share 64 random bits; they must not share the draw
+    assert rows.std() == pytest.approx((probability * (1 - probability) / 1003) ** 0.5, rel=0.2)
+
+
+def test_dropout_of_nothing_is_the_input():
+    x = torch.randn(3)
+    assert dropout(x, 0.0) is x
