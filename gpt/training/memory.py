@@ -50,9 +50,12 @@ class Memory:
     so_far: int  # at least this was taken already, by loading
 
     @property
+    def working(self) -> int:
+        return max(self.step, self.evaluation)
+
+    @property
     def peak(self) -> int:
-        working = self.process + self.weights + self.optimizer + max(self.step, self.evaluation) + self.allowance
-        return max(working, self.so_far)
+        return max(self.process + self.weights + self.optimizer + self.working + self.allowance, self.so_far)
 
 
 class LiveBytes(TorchDispatchMode):

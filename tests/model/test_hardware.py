@@ -48,7 +48,7 @@ def test_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_was_asked_for_is_used_and_said() -> None:
     chosen = choose_hardware("cpu", "bf16", 64, "on")
     assert chosen.dtype is torch.bfloat16
-    assert "bf16, attention by blocked, compiled" in chosen.describe()
+    assert "bf16, attention by blocked, compiled" in chosen.describe(head_width=64)
     with chosen.autocast():
         assert torch.nn.Linear(4, 4)(torch.ones(1, 4)).dtype is torch.bfloat16
     assert measure_peak(choose_hardware("cpu", "fp32", 64), size=64, seconds=0.01) > 1e6
