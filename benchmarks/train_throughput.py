@@ -54,7 +54,7 @@ def newleaf_update(options: list[str], batch: int, context: int) -> Callable[[],
     shape = [f"model.context_length={context}", f"train.batch_size={batch}"]
     config = load_config(COMMAND, ["tokenizer=gpt2", *options, *shape, f"run_dir={folder / 'run'}"])
     hardware = choose_hardware("auto", "auto", config.model.n_embd, config.train.compile)
-    print(hardware.describe(), file=sys.stderr)
+    print(hardware.describe(config.model.head_width), file=sys.stderr)
     trainer = Trainer(config, random_corpus(folder), hardware, folder / "run")
     return lambda: trainer.update()[0].item()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import re
 import sys
 from pathlib import Path
 
@@ -32,6 +32,8 @@ def peak_memory(device: torch.device) -> int | None:
     """Most memory this process has held so far, in bytes: of the GPU, or resident; None where unknown (Windows)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "linux":
+        return proc_status("VmHWM")  # into ru_maxrss it counts the peak of the process that started this one
     if sys.platform == "win32":
         return None
     import resource
@@ -42,8 +44,14 @@ def peak_memory(device: torch.device) -> int | None:
 
 def resident_memory() -> int | None:
     """Memory that this process holds now, in bytes; None where the system does not say (other than Linux)."""
+    return proc_status("VmRSS")
+
+
+def proc_status(name: str) -> int | None:
+    """A size, in bytes, that Linux keeps about this process."""
     try:
-        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
     except OSError:
         return None
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+    found = re.search(rf"^{name}:\s+(\d+) kB", status, re.MULTILINE)
+    return int(found[1]) * 1024 if found else None

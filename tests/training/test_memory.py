@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,41 @@ def test_an_update_never_waits_for_the_gpu(optimizer: str, make_config: MakeConf
         trainer.update()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+RESUME = """
+import sys
+from pathlib import Path
+from gpt.composition import load_config
+from gpt.model.hardware import choose_hardware
+from gpt.text.shards import prepare
+from gpt.training.process import resident_memory, peak_memory
+from gpt.training.trainer import Trainer
+from train import COMMAND
+config = load_config(COMMAND, sys.argv[1:])
+corpus, hardware = prepare(config.data, config.tokenizer), choose_hardware("cpu", "fp32", 64)
+before = resident_memory()
+trainer = Trainer(config, corpus, hardware, Path(config.run_dir))
+if trainer.restore():
+    print(peak_memory(hardware.device) - before)
+else:
+    trainer.update()
+    trainer.save()
+"""
+
+
+@pytest.mark.slow
+def test_resuming_holds_nothing_twice(corpus_files: Path, tmp_path: Path) -> None:
+    options = ["data=text", f"data.files=[{corpus_files}]", f"data.prepared_dir={tmp_path / 'prepared'}"]
+    options += ["tokenizer=byte", "optimizer=adamw", "model.n_embd=1024", "model.n_head=8", "model.n_layer=8"]
+    options += ["model.context_length=16", "train.precision=fp32", f"run_dir={tmp_path / 'run'}"]
+    for _ in range(2):
+        run = subprocess.run([sys.executable, "-c", RESUME, *options], capture_output=True, text=True, check=True)
+    state = sum(path.stat().st_size for path in (tmp_path / "run/checkpoints/step-00000001").rglob("*.safetensors"))
+    assert state > 1e9
+    largest = 4 * 2 * 2752 * 1024  # gate and up of one block
+    libraries = 150e6  # the optimizers import some
+    assert int(run.stdout) < state + 2 * largest + libraries
 
 
 def saved_bytes_and_gradients(model: Decoder, seed: int) -> tuple[int, list[Tensor]]:
