@@ -34,7 +34,8 @@ class Sampler:
         self.model.to(hardware.device, hardware.dtype).eval()
         temperature = DEFAULT_TEMPERATURE if config.temperature is None else config.temperature
         self.sampling = Sampling(temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty)
-        say(f"{folder}: {self.model.parameter_count():,} parameters, {hardware.describe(cached=True)}")
+        place = hardware.describe(self.model.config.head_width, cached=True)
+        say(f"{folder}: {self.model.parameter_count():,} parameters, {place}")
 
     def steps(self, jobs: list[tuple[str, int]]) -> Iterator[list[Sample]]:
         """Decode (prompt, sample number) pairs as one batch, yielding after each step."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 
 from gpt.model.fused import dropout_mask
 
@@ -23,6 +24,14 @@ QUERY_BLOCK = 128  # queries that `blocked_causal_attention` handles at once
 def choose_kernel(device: torch.device, dtype: torch.dtype) -> str:
     """`sdpa`, or `blocked` for bf16 on a CPU, whose fused backward is up to four times slower than plain products."""
     return "blocked" if device.type == "cpu" and dtype is torch.bfloat16 else "sdpa"
+
+
+def sdpa_backend(device: torch.device, dtype: torch.dtype, head_width: int) -> str:
+    """What `scaled_dot_product_attention` runs for causal attention, in torch's own judgement: flash, cudnn, efficient
+    or math."""
+    q = torch.empty(1, 1, QUERY_BLOCK, head_width, dtype=dtype, device=device, requires_grad=True)
+    choice = torch._fused_sdp_choice(q, q, q, None, 0.0, True, scale=None, enable_gqa=False)
+    return SDPBackend(choice).name.removesuffix("_ATTENTION").lower()
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import sys
 import time
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
@@ -16,25 +17,50 @@ from dataclasses import dataclass
 import torch
 
 from gpt.config.device import PRECISIONS
-from gpt.model.attention import choose_kernel
+from gpt.model.attention import choose_kernel, sdpa_backend
 from gpt.options import UserError
 
 DTYPES = dict(zip(PRECISIONS, (torch.float32, torch.bfloat16, torch.float16), strict=True))
-# Dense bf16 (fp16 before Ampere) peaks in FLOP/s, from NVIDIA's data sheets; the first name that fits counts.
+# Dense peaks of matrix products in bf16 (fp16 before Ampere) with sums in fp32, in FLOP/s; the first name that fits
+# counts. From NVIDIA's data sheets, halved where those count structured sparsity; of RTX cards from the appendices of
+# the GA102, AD102 and RTX Blackwell whitepapers. Check: SMs * products a clock and SM * 2 * boost clock, with 1,024
+# products on A100, 2,048 on H100, 512 on A6000 and its like, and 256 on GeForce, whose sums in fp32 go at half speed:
+# an RTX 4090 has 128 * 256 * 2 * 2.52 GHz = 165e12.
 GPU_PEAKS = {
+    "GB200": 2500e12,
     "B200": 2250e12,
+    "GH200": 989e12,
+    "H200 NVL": 835e12,
     "H200": 989e12,
+    "H100 NVL": 835e12,
     "H100 PCIe": 756e12,
     "H100": 989e12,
     "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
+    "A40": 150e12,
+    "A30": 165e12,
     "A10G": 70e12,
+    "A10": 125e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "RTX PRO 6000": 504e12,
+    "RTX 6000 Ada": 364e12,
+    "RTX A6000": 155e12,
+    "RTX A5000": 111e12,
+    "RTX 5090": 210e12,
+    "RTX 5080": 113e12,
     "RTX 4090": 165e12,
+    "RTX 4080 SUPER": 104e12,
+    "RTX 4080": 97e12,
+    "RTX 3090 Ti": 80e12,
     "RTX 3090": 71e12,
+    "RTX 3080": 60e12,
+    "V100S": 130e12,
+    "V100-PCIE": 112e12,
     "V100": 125e12,
     "T4": 65e12,
 }
+NOT_WHOLE = re.compile(r"\b(Laptop|Max-Q|MIG)\b")  # a slower card of the same name, or a slice of one
 # Below this width the casts around bf16 matrix products cost more than the products save (AMX, torch 2.13).
 NARROWEST_BF16_ON_CPU = 256
 
@@ -57,12 +83,16 @@ class Hardware:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
-    def describe(self, cached: bool = False) -> str:
+    def describe(self, head_width: int, cached: bool = False) -> str:
         """One line for people; `cached`: of decoding with a KV cache."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_or_mps(self.device)
         kernel = "sdpa" if cached else choose_kernel(self.device, self.dtype)
-        compiled = "compiled" if self.compile else "not compiled"
-        return f"{name}, {self.precision}, attention by {kernel}, {compiled}"
+        if kernel == "sdpa" and self.device.type == "cuda":
+            kernel = sdpa_backend(self.device, self.dtype, head_width)
+        parts = [name, self.precision, f"attention by {kernel}", "compiled" if self.compile else "not compiled"]
+        if self.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest":
+            parts.append("TF32 for what stays fp32")
+        return ", ".join(parts)
 
 
 def cpu_or_mps(device: torch.device) -> str:
@@ -82,9 +112,23 @@ def choose_hardware(device: str, precision: str, width: int, compile: str = "off
         precision = choose_precision(place, width)
     if precision == "fp16" and place.type != "cuda":
         raise UserError(f"precision=fp16 needs a CUDA device, not {place}; use bf16 or fp32")
+    if place.type == "cpu":
+        keep_freed_memory()
     if place.type == "cuda" and precision != "fp32":
         torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
     return Hardware(place, precision, compile == "on" or (compile == "auto" and place.type == "cuda"))
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep freed memory for the next tensor, where it is the allocator.
+
+    By default it gives each freed block above 32 MiB back to the kernel, and the next step pays for fresh zeroed pages:
+    a third of a training step of GPT-2 124M (benchmarks/README.md).
+    """
+    trim_threshold, mmap_threshold, never, always_heap = -1, -3, -1, 2**31 - 1  # mallopt(3)
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):  # musl has none
+        libc.mallopt(mmap_threshold, always_heap)
+        libc.mallopt(trim_threshold, never)
 
 
 def decoding_hardware(device: str, precision: str, width: int) -> Hardware:
@@ -150,9 +194,15 @@ def peak_flops(hardware: Hardware) -> float | None:
     """Known (CUDA) or briefly measured (CPU, MPS) peak of matrix products in FLOP/s; None for an unknown GPU."""
     if hardware.device.type == "cuda":
         name = torch.cuda.get_device_name(hardware.device)
-        known = next((peak for part, peak in GPU_PEAKS.items() if re.search(rf"\b{part}\b", name)), None)
-        return known if hardware.precision != "fp32" else None
+        return gpu_peak(name) if hardware.precision != "fp32" else None
     return measure_peak(hardware)
+
+
+def gpu_peak(name: str) -> float | None:
+    """The entry of `GPU_PEAKS` for a device with this name; None where there is none."""
+    if NOT_WHOLE.search(name):
+        return None
+    return next((peak for part, peak in GPU_PEAKS.items() if re.search(rf"\b{part}\b", name)), None)
 
 
 def measure_peak(hardware: Hardware, size: int = 1024, seconds: float = 0.2) -> float:

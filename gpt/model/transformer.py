@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gpt.config import ModelConfig
 from gpt.model.attention import cached_attention, causal_attention
@@ -38,6 +39,7 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
         self.config, self.vocab_size = config, vocab_size
+        self.recompute = False  # whether backward computes each block again instead of keeping what it needs of it
         padded = VOCAB_MULTIPLE * math.ceil(vocab_size / VOCAB_MULTIPLE)
         self.embed = nn.Embedding(padded, config.n_embd)
         if config.position_kind == "learned":
@@ -103,13 +105,20 @@ class Decoder(nn.Module):
         rotary = self.rotary[:, positions] if self.config.position_kind == "rotary" else None
         mask = cache.mask(tokens.shape[1]) if cache else None
         for layer, block in enumerate(self.blocks):
-            x = block(x, rotary, layer, cache, mask)
+            x = self.run_block(block, x, rotary, layer, cache, mask)
         if cache:
             cache.advance(tokens.shape[1])
         x = self.norm(x[:, -1:] if last_only else x)
         if targets is None:
             return self.head(x)[..., : self.vocab_size]
         return self.summed_loss(x, targets)
+
+    def run_block(self, block: nn.Module, x: Tensor, *others: object) -> Tensor:
+        """A block's output; with `recompute`, backward keeps `x` alone and computes the block again, with the same
+        dropout (Chen et al. 2016)."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(block, x, *others, use_reentrant=False, preserve_rng_state=self.config.dropout > 0)
+        return block(x, *others)
 
     def summed_loss(self, x: Tensor, targets: Tensor) -> Tensor:
         """The loss in nats, summed, scalar fp32. x [B, T, C], targets [B, T].

@@ -108,7 +108,7 @@ def evaluate_checkpoint(config: EvaluateConfig) -> int:
     check_stride(config.stride, context)
     hardware = choose_hardware(config.device, config.precision, model.config.n_embd)
     model.to(hardware.device).eval()
-    say(f"{folder}: {model.parameter_count():,} parameters, {hardware.describe()}")
+    say(f"{folder}: {model.parameter_count():,} parameters, {hardware.describe(model.config.head_width)}")
     whole = config.part != "held_out"
     own_tokenizer = TokenizerConfig(name="huggingface", path=str(find_tokenizer(folder)))
     corpus = prepare(config.data, own_tokenizer, say, whole=whole)

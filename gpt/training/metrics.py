@@ -100,6 +100,11 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
+def size(n_bytes: float) -> str:
+    """For people: `640 MiB`, `5.1 GiB`."""
+    return f"{n_bytes / 2**20:,.0f} MiB" if n_bytes < 2**30 else f"{n_bytes / 2**30:.1f} GiB"
+
+
 class Wandb:
     """A Weights & Biases run, or nothing where `wandb.mode=disabled`."""
 

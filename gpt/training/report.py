@@ -12,7 +12,7 @@ from gpt.model.hardware import Hardware, peak_flops
 from gpt.model.transformer import Decoder
 from gpt.training.checkpoints import TrainerState
 from gpt.training.evaluation import Evaluation
-from gpt.training.metrics import JsonLines, ProgressLine, Wandb, draw_losses, duration, read_lines
+from gpt.training.metrics import JsonLines, ProgressLine, Wandb, draw_losses, duration, read_lines, size
 from gpt.training.process import peak_memory
 
 SHOWN_SAMPLE = 240  # characters of a sample that the console shows
@@ -29,10 +29,12 @@ class Reporter:
         model: Decoder,
         hardware: Hardware,
         tokens_per_sequence: float,
+        predicted_memory: int | None = None,
     ) -> None:
-        """`tokens_per_sequence`: the mean length of a training sequence, for speeds and counts of tokens."""
+        """`tokens_per_sequence`: the mean length of a training sequence, for speeds and counts of tokens;
+        `predicted_memory`: bytes at the peak, to tell next to those measured."""
         self.config, self.run_dir, self.hardware = config, run_dir, hardware
-        self.tokens_per_sequence = tokens_per_sequence
+        self.tokens_per_sequence, self.predicted_memory = tokens_per_sequence, predicted_memory
         restored = state.step if state.step or state.best_step is not None else -1  # -1: not even step 0 was saved
         self.metrics = JsonLines(run_dir / "metrics.jsonl", restored)
         self.samples = JsonLines(run_dir / "samples.jsonl", restored)
@@ -71,7 +73,9 @@ class Reporter:
         if not self.told and step < self.config.train.max_steps:
             self.told = True
             memory = peak_memory(self.hardware.device)
-            held = "" if memory is None else f", {memory / 2**30:.1f} GiB of memory at most so far"
+            held = "" if memory is None else f", {size(memory)} of memory at most so far"
+            if held and self.predicted_memory:
+                held += f" ({size(self.predicted_memory)} predicted)"
             self.line.say(f"about {duration(self.seconds_left(step))} to go{held}")
 
     def seconds_left(self, step: int) -> float:

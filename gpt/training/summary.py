@@ -12,7 +12,8 @@ from gpt.model.lora import trainable_parameter_count
 from gpt.text.streams import PairStream
 from gpt.training.evaluation import compressors
 from gpt.training.initial import initial_context
-from gpt.training.metrics import duration
+from gpt.training.memory import Memory
+from gpt.training.metrics import duration, size
 from gpt.training.report import indented
 from gpt.training.trainer import Trainer
 
@@ -21,7 +22,7 @@ def console() -> Console:
     return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
-def print_start(trainer: Trainer) -> None:
+def print_start(trainer: Trainer, memory: Memory) -> None:
     """The table at the start of a run, on standard error."""
     config, corpus = trainer.config, trainer.corpus
     parameters = trainer.model.parameter_count()
@@ -36,9 +37,8 @@ def print_start(trainer: Trainer) -> None:
         "start": describe_start(trainer),
         "optimizer": describe_optimizer(trainer),
         "training": describe_work(trainer, parameters),
-        "hardware": trainer.hardware.describe(),
-        "memory": f"{training_state_bytes(trainer) / 2**20:,.0f} MiB of weights, gradients and optimizer state, "
-        "plus activations",
+        "hardware": trainer.hardware.describe(config.model.head_width),
+        "memory": describe_memory(memory),
     }
     out = console()
     for name, value in rows.items():
@@ -95,13 +95,16 @@ def describe_work(trainer: Trainer, parameters: int) -> str:
     )
 
 
-def training_state_bytes(trainer: Trainer) -> int:
-    """Bytes of fp32 weights, and of trained ones gradients and optimizer state: two numbers a weight, with Muon one."""
-    weights = sum(p.numel() for p in trainer.model.parameters())
-    in_muon = sum(
-        p.numel() for optimizer, _ in trainer.optimizers.peaks[1:] for p in optimizer.param_groups[0]["params"]
-    )
-    return 4 * (weights + 3 * trainable_parameter_count(trainer.model) - in_muon)
+def describe_memory(memory: Memory) -> str:
+    """The peak that is predicted, and its parts."""
+    parts = {
+        "the process": memory.process + memory.allowance,
+        "weights": memory.weights,
+        "optimizer": memory.optimizer,
+        "gradients and activations" if memory.step >= memory.evaluation else "evaluation": memory.working,
+    }
+    listed = ", ".join(f"{name} {size(part)}" for name, part in parts.items() if part)
+    return f"about {size(memory.peak)} at the peak: {listed}"
 
 
 def print_summary(trainer: Trainer, samples: list[Sample]) -> None:

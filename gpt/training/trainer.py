@@ -25,12 +25,13 @@ from gpt.model.adapters import load_adapters, save_adapters
 from gpt.model.hardware import Hardware, muon_dtype
 from gpt.model.huggingface import load_weights, save_model
 from gpt.options import UserError, to_dict
-from gpt.text.batches import IGNORE, training_data
+from gpt.text.batches import training_data
 from gpt.text.shards import Corpus
 from gpt.text.streams import PairStream
 from gpt.training.base import hub_model, keep_base
 from gpt.training.checkpoints import CheckpointFolder, TrainerState, read_state, read_tensors, write_trainer
 from gpt.training.evaluation import Evaluation, evaluate
+from gpt.training.feed import Feed
 from gpt.training.identity import changes, identity, refuse_differences
 from gpt.training.initial import build_model
 from gpt.training.interrupts import Interrupts
@@ -64,11 +65,13 @@ class Trainer:
             refuse_differences(read_state(latest).identity, self.state.identity, run_dir)
         self.base_name = keep_base(config) if config.lora.rank else ""
         self.model = build_model(config, corpus.tokenizer).to(hardware.device)
+        self.model.recompute = config.train.activation_checkpointing
         self.forward = torch.compile(self.model) if hardware.compile else self.model
         self.optimizers = Optimizers(self.model, config.optimizer, muon_dtype(hardware.device))
         self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.precision == "fp16")
         global_batch = config.train.batch_size * config.train.grad_accum_steps
         self.data = training_data(corpus.train, config.model.context_length, config.seed, global_batch)
+        self.feed = Feed(self.data, config.train.batch_size, config.train.grad_accum_steps, hardware.device)
         self.changes: list[str] = []  # options that a continued run has changed
         self.finite = torch.ones((), dtype=torch.bool, device=hardware.device)
 
@@ -118,12 +121,11 @@ class Trainer:
         """One optimizer update. Returns the mean loss (nats a token), the norm of the gradient before clipping, both
         on the device, and the learning rate over its peak."""
         train, device = self.config.train, self.hardware.device
-        micro_batches = [self.micro_batch(i) for i in range(train.grad_accum_steps)]
-        n_tokens = sum(int((targets != IGNORE).sum()) for _, targets in micro_batches)
+        batches = self.feed.step(self.state.sequences)
         loss = torch.zeros((), device=device)
-        for inputs, targets in micro_batches:
+        for inputs, targets in batches.micro_batches:
             with self.hardware.autocast():
-                part = self.forward(to_device(inputs, device), to_device(targets, device)) / n_tokens
+                part = self.forward(inputs, targets) / batches.n_tokens
             self.scaler.scale(part).backward()
             loss += part.detach()
         for optimizer, _ in self.optimizers.peaks:
@@ -142,13 +144,6 @@ class Trainer:
         if device.type == "cpu":  # elsewhere looking would wait for the device
             self.check_finite()
         return loss, norm, scale
-
-    def micro_batch(self, index: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets [B, T] of one micro-batch of the coming step, on the CPU."""
-        size = self.config.train.batch_size
-        first = self.state.sequences + index * size
-        inputs, targets = self.data.batch(first, size)
-        return torch.from_numpy(inputs), torch.from_numpy(targets)
 
     def check_finite(self) -> None:
         if not self.finite.item():
@@ -258,9 +253,3 @@ class Trainer:
         if state.best_step is not None:
             self.checkpoints.point_best(state.best_step)  # a kill may have come between publishing and pointing
         return True
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)

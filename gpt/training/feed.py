@@ -1,0 +1,61 @@
+"""From the corpus to the device: the batches of one step, and those of the next made ready meanwhile.
+
+Legend: B sequences in a micro-batch, T context length.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpt.text.batches import IGNORE, TrainingData
+
+
+@dataclass(frozen=True)
+class StepBatches:
+    """The micro-batches of one step, inputs and targets [B, T], and how many of their targets count."""
+
+    micro_batches: list[tuple[Tensor, Tensor]]
+    n_tokens: int
+
+
+class Feed:
+    """Hands a step its batches on the device.
+
+    For a GPU a thread reads the next step's sequences into pinned memory while this step is computed, so that copying
+    them makes nobody wait. What is read ahead is no state: a step names the sequence that it starts with, and gets
+    exactly those whatever was read. On a CPU the thread would only take turns with the step, so there is none.
+    """
+
+    def __init__(self, data: TrainingData, batch_size: int, micro_batches: int, device: torch.device) -> None:
+        self.data, self.batch_size, self.count, self.device = data, batch_size, micro_batches, device
+        self.pinned = device.type == "cuda"
+        self.reader = ThreadPoolExecutor(1, "feed") if self.pinned else None
+        self.ahead: tuple[int, Future[StepBatches]] | None = None  # its first sequence, and what will be there
+
+    def step(self, first_sequence: int) -> StepBatches:
+        """The batches of the step that starts with this sequence."""
+        if self.reader is None:
+            return self.read(first_sequence)
+        started, self.ahead = self.ahead, None
+        ready = started[1].result() if started and started[0] == first_sequence else self.read(first_sequence)
+        following = first_sequence + self.batch_size * self.count
+        self.ahead = following, self.reader.submit(self.read, following)
+        moved = [
+            (inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True))
+            for inputs, targets in ready.micro_batches
+        ]
+        return StepBatches(moved, ready.n_tokens)
+
+    def read(self, first_sequence: int) -> StepBatches:
+        """The same in the memory of the CPU, pinned for a GPU."""
+        micro_batches, n_tokens = [], 0
+        for index in range(self.count):
+            inputs, targets = self.data.batch(first_sequence + index * self.batch_size, self.batch_size)
+            n_tokens += int((targets != IGNORE).sum())
+            pair = torch.from_numpy(inputs), torch.from_numpy(targets)
+            micro_batches.append((pair[0].pin_memory(), pair[1].pin_memory()) if self.pinned else pair)
+        return StepBatches(micro_batches, n_tokens)
