@@ -188,7 +188,7 @@ def _write(
     """Tokenize everything into shards and meta.json. `total`: documents, characters and bytes that must come."""
     started = reported = time.monotonic()
     writers = {name: StreamWriter(folder, name, tokenizer, split.source.pairs) for name in SPLITS}
-    for side, encoded in encode_all(tokenizer, folder, split.pieces(), total[2], workers):
+    for side, encoded in encode_all(tokenizer, split.pieces(), workers):
         writers[side].write(encoded.ids, encoded.pairs)
         if time.monotonic() - reported > 10:
             reported = time.monotonic()
