@@ -60,6 +60,7 @@ def byte_alphabet() -> dict[str, int]:
 
 
 BYTE_OF = byte_alphabet()
+BYTE_OF_POINT = {ord(character): byte for character, byte in BYTE_OF.items()}  # for str.translate
 CHARACTER_OF = {byte: character for character, byte in BYTE_OF.items()}
 
 
@@ -215,7 +216,7 @@ class TiktokenEncoder:
     def __init__(self, vocab: dict[str, int], pattern: str, backend: tokenizers.Tokenizer):
         import tiktoken
 
-        ranks = {bytes(BYTE_OF[c] for c in token): index for token, index in vocab.items()}
+        ranks = {token.translate(BYTE_OF_POINT).encode("latin-1"): index for token, index in vocab.items()}
         self.cut = max(ranks.values()) + 1
         self.end = self.cut + 1
         self.cut_up = _CUTTERS[pattern]
