@@ -16,8 +16,8 @@ one is t's own pair in the list of merges: (x, y) is that pair, and both program
 Why the expression that tiktoken gets has no look-ahead. With one, its engine backtracks and is less than half as fast;
 without, it is a finite automaton. `\\s+(?!\\S)|\\s+` takes a run of white space but for its last character where
 something else follows, so a word always begins at the last of two or more blanks (in our own expression unless that is
-a line end, which `\\s*[\\r\\n]+` takes first). The text is cut there beforehand; what is left to `\\s+` is a whole run at
-the end of a part, or a single blank, and of both it takes all.
+a line end, which `\\s*[\\r\\n]+` takes first). The text is cut there beforehand; what is left to `\\s+` is a whole run
+at the end of a part, or a single blank, and of both it takes all.
 """
 
 from __future__ import annotations
@@ -222,9 +222,7 @@ class TiktokenEncoder:
         self.cut_up = _CUTTERS[pattern]
         self.backend = backend
         marks = {_CUT: self.cut, _END: self.end}
-        self.encoding = tiktoken.Encoding(
-            pattern, pat_str=_PLAIN[pattern], mergeable_ranks=ranks, special_tokens=marks
-        )
+        self.encoding = tiktoken.Encoding(pattern, pat_str=_PLAIN[pattern], mergeable_ranks=ranks, special_tokens=marks)
 
     def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         check_unicode(texts)  # tiktoken would replace a lone surrogate

@@ -139,4 +139,6 @@ def _gpt2() -> tokenizers.Tokenizer:
             "that holds it, or train your own with tokenizer=bpe"
         ) from None
     pairs = (line.split(" ") for line in lines[1:] if line)  # after a line with the version
-    return byte_level([(left, right) for left, right in pairs], pre_tokenizers.ByteLevel(add_prefix_space=False), BYTE_OF)
+    return byte_level(
+        [(left, right) for left, right in pairs], pre_tokenizers.ByteLevel(add_prefix_space=False), BYTE_OF
+    )
