@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 from gpt.config import TokenizerConfig
 from gpt.options import UserError
-from gpt.text.encoders import TiktokenEncoder, fast_encoder
+from gpt.text.encoders import _LINE_ENDS, _SPACE, TiktokenEncoder, fast_encoder
 from gpt.text.tokenizers import END_OF_TEXT, Tokenizer
 from gpt.text.vocabularies import build_tokenizer, byte_level, default_vocab_size, train_bpe
 
@@ -117,6 +118,7 @@ def test_both_regex_engines_know_the_same_characters() -> None:
         left = set("".join(word for word, _ in removed))
         found = bytes(rust.encode_ordinary(everything)).decode()
         assert found == "".join(character for character in everything if character not in left)
+    assert "".join(re.findall(f"[{_SPACE}{_LINE_ENDS}]", everything)) == found  # the blanks that we cut at
 
 
 def test_gpt2_is_the_released_one(build: Build) -> None:
