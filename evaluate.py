@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from gpt.cli import Command, main
+from gpt.cli import Command, loading, main
 from gpt.config import EvaluateConfig
 
 
@@ -30,7 +30,8 @@ COMMAND = Command(
 
 
 def run(config: EvaluateConfig) -> int:
-    from gpt.training.evaluate_checkpoint import evaluate_checkpoint
+    with loading():
+        from gpt.training.evaluate_checkpoint import evaluate_checkpoint
 
     return evaluate_checkpoint(config)
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from gpt.cli import Command, main
+from gpt.cli import Command, loading, main
 from gpt.config import ExportConfig
 
 COMMAND = Command(
@@ -18,7 +18,8 @@ COMMAND = Command(
 
 
 def run(config: ExportConfig) -> int:
-    from gpt.training.export_checkpoint import export  # torch is slow to import, and `--help` does without
+    with loading():  # torch is slow to import, and `--help` does without
+        from gpt.training.export_checkpoint import export
 
     return export(config)
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from gpt.cli import Command, main
+from gpt.cli import Command, loading, main
 from gpt.config import SampleConfig
 
 COMMAND = Command(
@@ -20,7 +20,8 @@ COMMAND = Command(
 
 
 def run(config: SampleConfig) -> int:
-    from gpt.inference.console import sample  # torch is slow to import, and `--help` does without
+    with loading():  # torch is slow to import, and `--help` does without
+        from gpt.inference.console import sample
 
     return sample(config)
 

@@ -4,7 +4,7 @@ import sys
 from typing import Any
 
 from gpt.arguments import Implication
-from gpt.cli import Command, main
+from gpt.cli import Command, loading, main
 from gpt.config import RunConfig
 
 
@@ -34,7 +34,8 @@ COMMAND = Command(
 
 
 def run(config: RunConfig) -> int:
-    from gpt.training.run import train
+    with loading():
+        from gpt.training.run import train
 
     return train(config)
 

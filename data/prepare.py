@@ -35,5 +35,5 @@ def run(config: RunConfig) -> int:
     return 0
 
 
-if __name__ == "__main__":  # the processes that tokenize import this file too
+if __name__ == "__main__":
     sys.exit(main(COMMAND, run))

@@ -50,6 +50,38 @@ def weights(folder: Path) -> bytes:
     return (folder / "checkpoints/step-00000030/model.safetensors").read_bytes()
 
 
+LOADED = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    print(*(name for name in sys.modules if "." not in name or name.startswith("torch.")))
+"""
+
+
+def loaded(script: str, *options: str, cwd: Path) -> set[str]:
+    """The modules (of packages other than torch, the package only) that a script has loaded when it ends."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    arguments = [sys.executable, "-c", LOADED, str(ROOT / script), *options]
+    done = subprocess.run(
+        arguments, cwd=cwd, env=environment, capture_output=True, encoding="utf-8", timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_scripts_load_only_what_they_need(book: Path, tmp_path: Path) -> None:
+    never = {"datasets", "pyarrow", "pandas", "transformers", "wandb", "sacrebleu", "nltk", "requests", "sympy"}
+    slow = {"torch", "numpy", "hydra", "tokenizers", "tiktoken", "matplotlib", "rich"}
+    for script in ("train.py", "sample.py", "evaluate.py", "export.py"):
+        assert not loaded(script, "--help", cwd=tmp_path) & (never | slow)
+    whole = loaded("train.py", *options(book, "run", optimizer="muon"), cwd=tmp_path)
+    assert {"torch", "matplotlib"} < whole
+    assert not whole & (never | {"torch._dynamo", "torch._inductor", "torch.distributed.tensor"})
+    assert (tmp_path / "run/loss.png").is_file()
+
+
 def test_train_then_sample(book: Path, tmp_path: Path) -> None:
     trained = run("train.py", *options(book, "my run"), cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr

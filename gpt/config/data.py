@@ -80,7 +80,7 @@ class DataConfig(Options):
     subset: str | None = option(None, "huggingface: configuration of the data set", free_text=True)
     split: str = option("train", "huggingface: split of the data set", free_text=True)
     prepared_dir: str = option("", "where token shards are kept; empty: data/prepared", free_text=True)
-    workers: int = option(0, "processes that tokenize; 0: one for each core", low=0)
+    workers: int = option(0, "threads that tokenize; 0: one for each core", low=0)
 
     def mistakes(self) -> list[Mistake]:
         found = []

@@ -1,4 +1,4 @@
-"""Fast encoders: text → ids for the tokenizers whose result something faster than `tokenizers` can prove to match.
+"""Fast encoders: texts → ids for the tokenizers whose result something faster than `tokenizers` can prove to match.
 
 `fast_encoder` looks at a tokenizer.json and returns one of
 
@@ -12,12 +12,18 @@ into words by a regular expression that both engines are known to read alike (te
 the whole of Unicode). (3) Every token t is reachable: merging t's own bytes gives t back. Say that an adjacent pair x|y
 spans exactly token t. No merge has crossed t's borders, so the merges inside the span are those of t alone, whose last
 one is t's own pair in the list of merges: (x, y) is that pair, and both programs merge it at the same rank.
+
+Why the expression that tiktoken gets has no look-ahead. With one, its engine backtracks and is less than half as fast;
+without, it is a finite automaton. `\\s+(?!\\S)|\\s+` takes a run of white space but for its last character where
+something else follows, so a word always begins at the last of two or more blanks (in our own expression unless that is
+a line end, which `\\s*[\\r\\n]+` takes first). The text is cut there beforehand; what is left to `\\s+` is a whole run
+at the end of a part, or a single blank, and of both it takes all.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +31,8 @@ import tokenizers
 
 from gpt.options import UserError
 
-Encoder = Callable[[str], np.ndarray]  # text → [n_tokens] ids, int32, uint32 or uint8
+# texts → ids [n_tokens] of all, one after another (int32, uint32 or uint8), and the number of each one's [n_texts]
+Encoder = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
 
 # Contractions; one leading non-letter and letters; up to three digits; punctuation and line ends; line ends; spaces.
 # Llama 3's and GPT-4's expression, with the case of contractions spelled out, as engines fold case differently.
@@ -33,15 +40,16 @@ NEWLEAF_PATTERN = (
     r"'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# The same two languages, with possessive quantifiers, which tiktoken's engine runs faster and without a deep stack.
-_NEWLEAF_TIKTOKEN = (
-    r"'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL])|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+"
-    r"| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_GPT2_TIKTOKEN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"  # tiktoken's own
-
-_SAFE_PLACES = {"gpt2": re.compile(r"(?<=\S)[ \n]"), "newleaf": re.compile(r"(?<=\S) |(?<=\n)(?=\S)")}
-STRETCH = 100_000  # characters that tiktoken gets at once; its regex engine limits backtracking to a million steps
+# GPT-2's expression and ours without look-ahead.
+_PLAIN = {
+    "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+",
+    "newleaf": NEWLEAF_PATTERN.removesuffix(r"|\s+(?!\S)|\s+") + r"|\s+",
+}
+# Blanks within a line, and the line ends: together what both engines mean by \s (Python's \s has four more).
+_WIDE_SPACE = r"\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+_SPACE, _LINE_ENDS = r"\t\x0b\x0c " + _WIDE_SPACE, r"\r\n"
+_WIDE = re.compile(f"[{_WIDE_SPACE}]")
+_CUT, _END = "\0", "\1"  # marks in joined texts: of a cut before a last blank, and of a text's end
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -52,6 +60,7 @@ def byte_alphabet() -> dict[str, int]:
 
 
 BYTE_OF = byte_alphabet()
+BYTE_OF_POINT = {ord(character): byte for character, byte in BYTE_OF.items()}  # for str.translate
 CHARACTER_OF = {byte: character for character, byte in BYTE_OF.items()}
 
 
@@ -64,6 +73,13 @@ def utf8(text: str) -> bytes:
             f"the text is not valid Unicode: {text[error.start]!r} at character {error.start} is half of a surrogate "
             "pair; leave it out"
         ) from None
+
+
+def check_unicode(texts: Iterable[str]) -> None:
+    """Raises UserError where a text holds a lone surrogate."""
+    for text in texts:
+        if not text.isascii():
+            utf8(text)
 
 
 def word_pattern(spec: dict[str, Any]) -> str | None:
@@ -129,9 +145,14 @@ def _all_reachable(vocab: dict[str, int], backend: tokenizers.Tokenizer) -> bool
     return all([part.id for part in model.tokenize(token)] == [index] for token, index in vocab.items())
 
 
-def encode_bytes(text: str) -> np.ndarray:
+def encode_bytes(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """UTF-8 bytes as ids."""
-    return np.frombuffer(utf8(text), dtype=np.uint8)
+    parts = [utf8(text) for text in texts]
+    return np.frombuffer(b"".join(parts), dtype=np.uint8), lengths_of(parts)
+
+
+def lengths_of(parts: Iterable[Any]) -> np.ndarray:
+    return np.fromiter(map(len, parts), dtype=np.int64)
 
 
 CHARACTER_PATTERN = r"[\s\S]"
@@ -146,9 +167,9 @@ class CharacterEncoder:
         for character, index in vocab.items():
             self.table[ord(character)] = index
 
-    def __call__(self, text: str) -> np.ndarray:
-        utf8(text)
-        points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+    def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        check_unicode(texts)
+        points = np.frombuffer("".join(texts).encode("utf-32-le"), dtype="<u4")
         ids = self.table[np.minimum(points, len(self.table) - 1)]
         if ids.size and ids.min() < 0:
             unseen = sorted({chr(point) for point in np.unique(points[ids < 0])})
@@ -157,53 +178,66 @@ class CharacterEncoder:
                 f"the character tokenizer has never seen {shown}; leave such characters out, or train with "
                 "tokenizer=bpe or tokenizer=byte, which take any text"
             )
-        return ids
+        return ids, lengths_of(texts)
+
+
+class Cutter:
+    """Marks where a text is cut for an expression without look-ahead: before a blank that stands between another one
+    and something that is none. `line_ends`: whether that blank may be a line end."""
+
+    def __init__(self, line_ends: bool):
+        blank = _SPACE + _LINE_ENDS
+        self.line_ends = line_ends
+        self.places = re.compile(rf"(?<=[{blank}])(?=[{blank if line_ends else _SPACE}][^{blank}{_END}])")
+
+    def __call__(self, text: str) -> str:
+        """`text` with `_CUT` at each place."""
+        if not text.isascii() and _WIDE.search(text):
+            return self.places.sub(_CUT, text)
+        # The same for text whose blanks are all ASCII, on its UTF-8: several times as fast where blanks are many.
+        data = np.frombuffer(text.encode("utf-8"), dtype=np.uint8)
+        blank = (data == 0x20) | (data - 0x09 < 5)
+        last = blank if self.line_ends else blank & (data != 0x0A) & (data != 0x0D)
+        other = ~blank & (data != ord(_END))
+        places = np.flatnonzero(blank[:-2] & last[1:-1] & other[2:]) + 1
+        return np.insert(data, places, ord(_CUT)).tobytes().decode("utf-8")
+
+
+_CUTTERS = {"gpt2": Cutter(line_ends=True), "newleaf": Cutter(line_ends=False)}
 
 
 class TiktokenEncoder:
-    """A byte-level BPE through tiktoken; `vocab` maps byte-level token strings to ids."""
+    """A byte-level BPE through tiktoken; `vocab` maps byte-level token strings to ids.
+
+    All texts go to tiktoken as one, with marks between them that are special tokens to it: one call for many short
+    texts, during which other threads run.
+    """
 
     def __init__(self, vocab: dict[str, int], pattern: str, backend: tokenizers.Tokenizer):
         import tiktoken
 
-        ranks = {bytes(BYTE_OF[c] for c in token): index for token, index in vocab.items()}
-        expression = _GPT2_TIKTOKEN if pattern == "gpt2" else _NEWLEAF_TIKTOKEN
-        self.pattern = pattern
+        ranks = {token.translate(BYTE_OF_POINT).encode("latin-1"): index for token, index in vocab.items()}
+        self.cut = max(ranks.values()) + 1
+        self.end = self.cut + 1
+        self.cut_up = _CUTTERS[pattern]
         self.backend = backend
-        self.encoding = tiktoken.Encoding(pattern, pat_str=expression, mergeable_ranks=ranks, special_tokens={})
+        marks = {_CUT: self.cut, _END: self.end}
+        self.encoding = tiktoken.Encoding(pattern, pat_str=_PLAIN[pattern], mergeable_ranks=ranks, special_tokens=marks)
 
-    def __call__(self, text: str) -> np.ndarray:
-        utf8(text)  # tiktoken would replace a lone surrogate
-        if len(text) <= STRETCH:
-            return self.encoding.encode_to_numpy(text, disallowed_special=())
-        return np.concatenate([self._encode_stretch(part) for part in self.stretches(text)])
+    def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        check_unicode(texts)  # tiktoken would replace a lone surrogate
+        joined = _END.join([*texts, ""])
+        if _CUT in joined or joined.count(_END) != len(texts):
+            return self._encode_with_marks_inside(texts)
+        text = self.cut_up(joined)
+        ids = self.encoding.encode_to_numpy(text, allowed_special={_CUT, _END}, disallowed_special=())
+        ids = ids[ids != self.cut]
+        is_token = ids != self.end
+        ends = np.flatnonzero(~is_token) - np.arange(len(texts))  # counted in tokens
+        return ids[is_token], np.diff(ends, prepend=0)
 
-    def _encode_stretch(self, text: str) -> np.ndarray:
-        if len(text) > STRETCH:  # no safe place to cut it, such as a megabyte of one letter
-            return np.array(self.backend.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
-        return self.encoding.encode_to_numpy(text, disallowed_special=())
-
-    def stretches(self, text: str) -> Iterator[str]:
-        """Cut a long text where a word ends whatever follows, so that the ids stay the same.
-
-        Of both patterns: before a space that follows a non-space, as no alternative goes on past a non-space into a
-        space. GPT-2's: also before such a line end. Ours: after a line end before a non-space, as every alternative
-        that takes the last line end of a run stops there.
-        """
-        start = 0
-        while start < len(text):
-            end = self._safe_cut(text, start, start + STRETCH) if len(text) - start > STRETCH else len(text)
-            reach = start + STRETCH
-            while end is None:  # nothing in reach: look further on, and leave the stretch to `tokenizers`
-                end = self._safe_cut(text, reach, reach + STRETCH) if len(text) - reach > STRETCH else len(text)
-                reach += STRETCH
-            yield text[start:end]
-            start = end
-
-    def _safe_cut(self, text: str, start: int, end: int) -> int | None:
-        """The last safe place to cut after `start` and not after `end` (< len(text)), or None."""
-        places = _SAFE_PLACES[self.pattern]
-        for begin in (max(start, end - 1000), start):  # nearly always there is one close to the end
-            for last in reversed([match.start() for match in places.finditer(text, begin + 1, end + 1)]):
-                return last
-        return None
+    def _encode_with_marks_inside(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Texts some of which hold the characters that serve as marks: all through `tokenizers`, which is slow."""
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        parts = [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+        return np.concatenate(parts), lengths_of(parts)

@@ -1,19 +1,16 @@
 """Text → ids on every core, in order and in flat memory.
 
-Workers are processes, as threads would queue for Python's lock on short documents. Each loads the tokenizer from its
-folder. What comes out does not depend on how many there are.
+Workers are threads: the encoders leave Python's lock while they work, on many short documents as on long ones. What
+comes out does not depend on how many there are.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
-from pathlib import Path
 
 import numpy as np
 
@@ -21,12 +18,9 @@ from gpt.text.documents import Piece
 from gpt.text.streams import PAIR
 from gpt.text.tokenizers import Tokenizer
 
-POOL_FROM_BYTES = 16_000_000  # starting processes takes as long as tokenizing a few megabytes
 BATCH_CHARACTERS = 1 << 19
 
 Batch = tuple[str, list[Piece], bool]  # the side of the split, pieces in order, whether the first starts a document
-
-_worker_tokenizer: Tokenizer  # set once in each worker process
 
 
 @dataclass(frozen=True)
@@ -42,41 +36,41 @@ def encode_pieces(tokenizer: Tokenizer, pieces: list[Piece], starts: bool) -> En
 
     `starts`: the first piece starts a document. A prompt and its completion are encoded apart.
     """
-    end = np.array([tokenizer.end_of_text], dtype=tokenizer.dtype)
-    prefix = np.array(tokenizer.prefix, dtype=tokenizer.dtype)
-    encoded = iter(tokenizer.encode_batch([part for piece in pieces for part in piece.parts]))
-    ids: list[np.ndarray] = []
-    pairs: list[tuple[int, int, int]] = []
-    length = 0
-    for piece in pieces:
-        own = [prefix] * starts + [next(encoded) for _ in piece.parts] + [end] * piece.ends
-        ids += own
-        own_length = sum(map(len, own))
-        if piece.prompt is not None:
-            prompt = len(own[0]) + len(own[1])
-            borrowed = not prompt  # the end of text before an empty prompt
-            pairs.append((length - borrowed, prompt + borrowed, own_length + borrowed))
-        length += own_length
-        starts = piece.ends
-    return Encoded(np.concatenate(ids), np.array(pairs, dtype=PAIR))
+    ids, part_lengths = tokenizer.encode_batch([part for piece in pieces for part in piece.parts])
+    parts = part_lengths.reshape(len(pieces), -1)  # [n_pieces, 1], or [n_pairs, 2]: prompt and completion
+    stops = np.cumsum(parts.sum(axis=1))
+    ends = np.array([piece.ends for piece in pieces])
+    begins = np.append(starts, ends[:-1])
+    added = np.array([*tokenizer.prefix, tokenizer.end_of_text], dtype=tokenizer.dtype)
+    n_prefix = len(added) - 1
+    places = np.column_stack([np.append(0, stops[:-1])] * n_prefix + [stops])  # of each in `added`, for each piece
+    wanted = np.column_stack([begins] * n_prefix + [ends])
+    whole = np.insert(ids, places[wanted], np.broadcast_to(added, places.shape)[wanted])
+    return Encoded(whole, _pairs(parts, n_prefix) if pieces[0].prompt is not None else np.zeros(0, dtype=PAIR))
+
+
+def _pairs(parts: np.ndarray, n_prefix: int) -> np.ndarray:
+    """Where pairs of `parts` tokens [n_pairs, 2] lie, one after another, each with a prefix and an end of text."""
+    prompts = n_prefix + parts[:, 0]
+    lengths = prompts + parts[:, 1] + 1
+    borrowed = prompts == 0  # the end of text before an empty prompt
+    pairs = np.empty(len(parts), dtype=PAIR)
+    pairs["start"] = np.cumsum(lengths) - lengths - borrowed
+    pairs["prompt"], pairs["length"] = prompts + borrowed, lengths + borrowed
+    return pairs
 
 
 def encode_all(
-    tokenizer: Tokenizer, folder: Path, pieces: Iterable[tuple[str, Piece]], n_bytes: int, workers: int
+    tokenizer: Tokenizer, pieces: Iterable[tuple[str, Piece]], workers: int
 ) -> Iterator[tuple[str, Encoded]]:
-    """Sides and tokens of all pieces, in the pieces' order on each side.
-
-    `folder` holds the saved tokenizer; `n_bytes` of text are expected; `workers` = 0 means one for each core.
-    """
+    """Sides and tokens of all pieces, in the pieces' order on each side. `workers` = 0 means one for each core."""
     workers = workers or available_cores()
-    if workers == 1 or n_bytes < POOL_FROM_BYTES:
-        yield from ((side, encode_pieces(tokenizer, batch, starts)) for side, batch, starts in _batches(pieces))
-        return
+    tokenizer.encode_batch([""])  # makes the fast path, which the threads then share
     waiting: deque[tuple[str, Future[Encoded]]] = deque()
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start, initargs=(folder,))
+    pool = ThreadPoolExecutor(workers)
     try:
         for side, batch, starts in _batches(pieces):
-            waiting.append((side, pool.submit(_encode, batch, starts)))
+            waiting.append((side, pool.submit(encode_pieces, tokenizer, batch, starts)))
             if len(waiting) > 2 * workers:
                 side, future = waiting.popleft()
                 yield side, future.result()
@@ -105,14 +99,3 @@ def _batches(pieces: Iterable[tuple[str, Piece]]) -> Iterator[Batch]:
             starts[side] = batch[-1].ends
             del sizes[side]
     yield from ((side, batch, starts.get(side, True)) for side, batch in waiting.items())
-
-
-def _start(folder: Path) -> None:
-    global _worker_tokenizer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the other cores have workers of their own
-    _worker_tokenizer = Tokenizer.load(folder)
-
-
-def _encode(pieces: list[Piece], starts: bool) -> Encoded:
-    return encode_pieces(_worker_tokenizer, pieces, starts)

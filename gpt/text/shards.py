@@ -55,8 +55,8 @@ class Corpus:
     source: str
 
 
-def open_corpus(folder: Path) -> Corpus:
-    """Open a prepared folder. Raises UserError where it is damaged."""
+def open_corpus(folder: Path, tokenizer: Tokenizer | None = None) -> Corpus:
+    """Open a prepared folder, whose tokenizer may be at hand already. Raises UserError where it is damaged."""
     again = f"delete {folder} and run again"
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
@@ -64,7 +64,7 @@ def open_corpus(folder: Path) -> Corpus:
         raise UserError(f"{folder / 'meta.json'}: cannot be read ({error}); {again}") from None
     dtype = np.dtype(meta["dtype"]).newbyteorder("<")
     train, val = (open_stream(folder, dtype, meta["splits"][name]) for name in SPLITS)
-    return Corpus(Tokenizer.load(folder), train, val, meta["fingerprint"], folder, meta["source"])
+    return Corpus(tokenizer or Tokenizer.load(folder), train, val, meta["fingerprint"], folder, meta["source"])
 
 
 @dataclass(frozen=True)
@@ -96,19 +96,20 @@ def prepare(
     val_source = open_source(data, root / "downloads", held_out=True) if data.val_files else None
     job = _Job(data, tokenizer, source, val_source, whole)
     folder = root / f"{data.name}-{tokenizer.name}-{_key(job)}"
+    tokenizer_made = None
     if folder.is_dir():
         return open_corpus(folder)
     try:
         root.mkdir(parents=True, exist_ok=True)
         with _lock(root / f".{folder.name}.lock", report):
             if not folder.is_dir():  # else somebody has just made it
-                _make(folder, job, report)
+                tokenizer_made = _make(folder, job, report)
     except OSError as error:  # readers turn theirs into UserErrors, so this one is about writing
         raise UserError(
             f"data.prepared_dir: the tokenized corpus cannot be written to {root} ({error.strerror or error}); make "
             "room there, or name another folder with data.prepared_dir=FOLDER"
         ) from None
-    return open_corpus(folder)
+    return open_corpus(folder, tokenizer_made)
 
 
 def _key(job: _Job) -> str:
@@ -138,8 +139,8 @@ def _lock(file: Path, report: Report) -> filelock.AcquireReturnProxy:
         return lock.acquire()
 
 
-def _make(folder: Path, job: _Job, report: Report) -> None:
-    """Read, split, tokenize; then rename a finished temporary folder to `folder`."""
+def _make(folder: Path, job: _Job, report: Report) -> Tokenizer:
+    """Read, split, tokenize; then rename a finished temporary folder to `folder`. Returns the tokenizer."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # a crash left it: the lock says that nobody is writing there
     temporary.mkdir()
@@ -165,6 +166,7 @@ def _make(folder: Path, job: _Job, report: Report) -> None:
         _sync(temporary)
         temporary.rename(folder)
         _sync(folder.parent)
+        return tokenizer
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -188,7 +190,7 @@ def _write(
     """Tokenize everything into shards and meta.json. `total`: documents, characters and bytes that must come."""
     started = reported = time.monotonic()
     writers = {name: StreamWriter(folder, name, tokenizer, split.source.pairs) for name in SPLITS}
-    for side, encoded in encode_all(tokenizer, folder, split.pieces(), total[2], workers):
+    for side, encoded in encode_all(tokenizer, split.pieces(), workers):
         writers[side].write(encoded.ids, encoded.pairs)
         if time.monotonic() - reported > 10:
             reported = time.monotonic()

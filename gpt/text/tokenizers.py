@@ -20,7 +20,17 @@ import numpy as np
 import tokenizers
 
 from gpt.options import UserError
-from gpt.text.encoders import BYTE_OF, CHARACTER_SPLIT, Encoder, fast_encoder, is_bytes, utf8, word_pattern
+from gpt.text.encoders import (
+    BYTE_OF,
+    CHARACTER_SPLIT,
+    Encoder,
+    check_unicode,
+    fast_encoder,
+    is_bytes,
+    lengths_of,
+    utf8,
+    word_pattern,
+)
 from gpt.text.released import build_released, prefix_of, read_json, special_tokens
 
 END_OF_TEXT = "<|endoftext|>"
@@ -92,18 +102,19 @@ class Tokenizer:
         """
         return self._encode(text).tolist()
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The ids of each text, as `encode`: arrays [n_tokens] of `dtype`."""
-        if self._fast is None:
-            for text in texts:
-                utf8(text)
-            encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
-            return [np.array(encoding.ids, dtype=self.dtype) for encoding in encodings]
-        return [self._fast(text).astype(self.dtype, copy=False) for text in texts]
+    def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of all texts, each as `encode`, one after another: [n_tokens] of `dtype`; and how many each has."""
+        if self._fast is not None:
+            ids, lengths = self._fast(texts)
+            return ids.astype(self.dtype, copy=False), lengths
+        check_unicode(texts)
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        parts = [np.array(encoding.ids, dtype=self.dtype) for encoding in encodings]
+        return np.concatenate([np.zeros(0, self.dtype), *parts]), lengths_of(parts)
 
     def _encode(self, text: str) -> np.ndarray:
         if (len(text) > _FAST_FROM or self.name in ("byte", "char")) and self._fast is not None:
-            return self._fast(text)
+            return self._fast([text])[0]
         utf8(text)
         return np.array(self.backend.encode(text, add_special_tokens=False).ids, dtype=np.int64)
 

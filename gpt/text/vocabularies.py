@@ -6,7 +6,6 @@ Byte-pair encoding: Sennrich et al. 2016 (https://arxiv.org/abs/1508.07909), on 
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -20,6 +19,9 @@ from gpt.options import UserError
 from gpt.text.encoders import BYTE_OF, CHARACTER_OF, CHARACTER_PATTERN, NEWLEAF_PATTERN
 from gpt.text.tokenizers import END_OF_TEXT, Tokenizer
 
+# What tiktoken's own "gpt2" reads, so one download serves both.
+GPT2_MERGES = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
+GPT2_MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 # English or code up to so many MB of text → tokens of a trained BPE.
 _LADDER_MB = ((0.125, 512), (2, 1024), (8, 2048), (32, 4096), (256, 8192), (2048, 16384), (math.inf, 32768))
 
@@ -126,29 +128,17 @@ def _characters(characters: Iterable[str]) -> tokenizers.Tokenizer:
 
 
 def _gpt2() -> tokenizers.Tokenizer:
-    """GPT-2's released vocabulary, which tiktoken keeps as ranks, in the layout of its tokenizer.json."""
-    import tiktoken
+    """GPT-2's released merges, which tiktoken downloads and keeps, as tokenizer.json has them."""
+    from tiktoken.load import read_file_cached
 
     try:
-        ranks = tiktoken.get_encoding("gpt2")._mergeable_ranks
+        lines = read_file_cached(GPT2_MERGES, GPT2_MERGES_SHA256).decode("utf-8").splitlines()
     except (OSError, ValueError) as error:  # no network, or a broken download
         raise UserError(
             f"tokenizer=gpt2: its vocabulary could not be downloaded ({error}). Set TIKTOKEN_CACHE_DIR to a folder "
             "that holds it, or train your own with tokenizer=bpe"
         ) from None
-    spelled = {token: "".join(CHARACTER_OF[byte] for byte in token) for token in ranks}
-    by_rank = sorted(ranks, key=ranks.__getitem__)
-    pairs = (_last_merge(ranks, token) for token in by_rank if len(token) > 1)
-    merges = [(spelled[left], spelled[right]) for left, right in pairs]
-    order = [spelled[token] for token in by_rank if len(token) == 1]
-    return byte_level(merges, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True), order)
-
-
-def _last_merge(ranks: dict[bytes, int], token: bytes) -> tuple[bytes, bytes]:
-    """The two tokens that `token` is merged from: merge its bytes by rank until two parts are left."""
-    parts = [token[i : i + 1] for i in range(len(token))]
-    while len(parts) > 2:
-        joined = [ranks.get(left + right, math.inf) for left, right in itertools.pairwise(parts)]
-        best = joined.index(min(joined))
-        parts[best : best + 2] = [parts[best] + parts[best + 1]]
-    return parts[0], parts[1]
+    pairs = (line.split(" ") for line in lines[1:] if line)  # after a line with the version
+    return byte_level(
+        [(left, right) for left, right in pairs], pre_tokenizers.ByteLevel(add_prefix_space=False), BYTE_OF
+    )

@@ -148,12 +148,10 @@ class Wandb:
 
 def draw_losses(lines: list[dict[str, Any]], path: Path, title: str) -> None:
     """Plot train/loss and val/loss against the step, replacing the picture in one move."""
-    import matplotlib  # slow to import, so only when a picture is due
+    from matplotlib.figure import Figure  # slow to import, so only when a picture is due
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.3), layout="constrained")
+    figure = Figure(figsize=(7, 4.3), layout="constrained")
+    axes = figure.subplots()
     for name, style in (("train/loss", {"lw": 1, "alpha": 0.6}), ("val/loss", {"lw": 2, "marker": "o", "ms": 3})):
         points = [(line["step"], line[name]) for line in lines if name in line]
         if points:
@@ -166,5 +164,4 @@ def draw_losses(lines: list[dict[str, Any]], path: Path, title: str) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a title in a script that the font lacks shows boxes
         figure.savefig(partial, format="png", dpi=120)
-    pyplot.close(figure)
     partial.replace(path)

@@ -15,6 +15,7 @@ from gpt.training.evaluation import Evaluation
 from gpt.training.metrics import JsonLines, ProgressLine, Wandb, draw_losses, duration, read_lines, size
 from gpt.training.process import peak_memory
 
+DRAW_EVERY_SECONDS = 10.0  # drawing takes a tenth of a second, the first time four
 SHOWN_SAMPLE = 240  # characters of a sample that the console shows
 
 
@@ -49,6 +50,7 @@ class Reporter:
         self.line = ProgressLine(config.train.max_steps, state.step)
         self.started = self.mark = time.perf_counter()
         self.mark_step = state.step
+        self.drawn, self.undrawn = self.started, False  # when, and whether there has been an evaluation since
 
     @property
     def elapsed_seconds(self) -> float:
@@ -93,7 +95,7 @@ class Reporter:
         return "  ".join(parts)
 
     def log_evaluation(self, step: int, evaluation: Evaluation, samples: list[Sample]) -> None:
-        """Record an evaluation and the texts sampled with it, and redraw the curves."""
+        """Record an evaluation and the texts sampled with it. The curves are redrawn now, or soon after (`close`)."""
         self.val_bits = evaluation.bits_per_byte
         self.record(step, {"val/loss": evaluation.loss, "val/bits_per_byte": evaluation.bits_per_byte})
         self.line.say(f"step {step:>6}  val loss {evaluation.loss:.4f}  {self.val_bits:.3f} bits/byte", style="bold")
@@ -101,7 +103,13 @@ class Reporter:
             self.samples.write({"step": step, "prompt": sample.prompt, "text": sample.prompt + sample.text})
         for sample in samples[:1]:
             self.line.say(indented(sample.prompt + sample.text), style="dim")
+        self.undrawn = True
+        if time.perf_counter() - self.drawn > DRAW_EVERY_SECONDS:
+            self.draw()
+
+    def draw(self) -> None:
         draw_losses(read_lines(self.run_dir / "metrics.jsonl"), self.run_dir / "loss.png", self.run_dir.name)
+        self.drawn, self.undrawn = time.perf_counter(), False
 
     def record(self, step: int, values: dict[str, float]) -> None:
         tokens = round(self.state.sequences * self.tokens_per_sequence)
@@ -116,6 +124,8 @@ class Reporter:
             self.mark, self.mark_step = time.perf_counter(), step
 
     def close(self) -> None:
+        if self.undrawn:
+            self.draw()
         for sink in (self.line, self.metrics, self.samples, self.wandb):
             sink.close()
 

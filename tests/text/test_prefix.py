@@ -150,7 +150,6 @@ def test_each_document_starts_with_it_however_it_is_cut(
 ) -> None:
     monkeypatch.setattr(documents, "PIECE_CHARACTERS", 7)
     monkeypatch.setattr(parallel_encoding, "BATCH_CHARACTERS", 40)
-    monkeypatch.setattr(parallel_encoding, "POOL_FROM_BYTES", 0)
     texts = [f"{letter * (3 * i)} {'x' * i}\ny <s>" for i, letter in enumerate(LETTERS[:20])]
     made = corpus(tmp_path, [{"text": text} for text in texts], val_fraction=0.3, workers=workers)
     encode, found = made.tokenizer.encode, []

@@ -55,7 +55,7 @@ def assert_equal_to_transformers(folder: Path) -> Tokenizer:
     for text in [*TEXTS, real_text()[:5000], *(random_text(rng, 40) for _ in range(100))]:
         ids = theirs(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         assert ours.encode(text) == ids, text
-        assert ours.encode_batch([text])[0].tolist() == ids
+        assert ours.encode_batch([text, text])[0].tolist() == ids + ids
         kept = theirs.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         assert ours.decode(ids) == kept
     assert ours.vocab_size == max(theirs.get_vocab().values()) + 1

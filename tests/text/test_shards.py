@@ -190,7 +190,6 @@ def test_tokens_are_as_wide_as_the_vocabulary(tmp_path: Path, build: Callable[[s
 
 @pytest.mark.parametrize("name", ["bpe", "byte"])
 def test_the_result_does_not_depend_on_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(parallel_encoding, "POOL_FROM_BYTES", 0)
     monkeypatch.setattr(parallel_encoding, "BATCH_CHARACTERS", 5000)
     file, _ = poems(tmp_path, 1500)
     made = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 from gpt.config import TokenizerConfig
 from gpt.options import UserError
-from gpt.text import encoders
-from gpt.text.encoders import STRETCH, TiktokenEncoder, fast_encoder
+from gpt.text.encoders import _LINE_ENDS, _SPACE, TiktokenEncoder, fast_encoder
 from gpt.text.tokenizers import END_OF_TEXT, Tokenizer
 from gpt.text.vocabularies import build_tokenizer, byte_level, default_vocab_size, train_bpe
 
@@ -60,7 +60,8 @@ def test_saving_and_loading_changes_nothing(build: Build, name: str, tmp_path: P
 def test_round_trip_of_any_text(build: Build, name: str) -> None:
     tokenizer, rng = build(name), random.Random(1)
     texts = [random_text(rng, 60) for _ in range(200)] + [random_text(rng, 3000), "", " " * 5000, END_OF_TEXT]
-    for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+    whole, lengths = tokenizer.encode_batch(texts)
+    for text, ids in zip(texts, np.split(whole, np.cumsum(lengths)[:-1]), strict=True):
         assert tokenizer.decode(ids.tolist()) == text
         assert tokenizer.end_of_text not in ids
         assert tokenizer.encode(text) == ids.tolist()
@@ -69,18 +70,31 @@ def test_round_trip_of_any_text(build: Build, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_fast_path_equals_tokenizers(build: Build, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fast_path_equals_tokenizers(build: Build, name: str) -> None:
     tokenizer, rng = build(name), random.Random(2)
     fast = tokenizer._fast
     assert fast is not None
-    texts = [real_text(), *(random_text(rng, 400) for _ in range(100))]
+    texts = [real_text(), "", *(random_text(rng, 400) for _ in range(100)), *(blanks(rng) for _ in range(2000))]
     if name == "char":
         seen = set(real_text() + "".join(ODD))
         texts = ["".join(character for character in text if character in seen) for text in texts]
-    for stretch in (STRETCH, 50):  # with the second, text is cut everywhere it can be
-        monkeypatch.setattr(encoders, "STRETCH", stretch)
-        for text in texts:
-            assert fast(text).tolist() == tokenizer.backend.encode(text, add_special_tokens=False).ids
+    expected = [tokenizer.backend.encode(text, add_special_tokens=False).ids for text in texts]
+    for text, ids in zip(texts, expected, strict=True):
+        assert fast([text])[0].tolist() == ids
+    for own in (texts, [text for text in texts if "\0" not in text and "\1" not in text], []):
+        ids, lengths = fast(own)
+        wanted = [ids for text, ids in zip(texts, expected, strict=True) if text in set(own)]
+        assert ids.tolist() == [token for each in wanted for token in each]
+        assert lengths.tolist() == [len(each) for each in wanted]
+
+
+BLANKS = ["\t", "\n", "\x0b", "\x0c", "\r", " ", " ", "\x85", "\xa0", "\u2003", "\u2028", "\u3000", "\x1c", "\u200b"]
+
+
+def blanks(rng: random.Random) -> str:
+    """Runs of white space (and of what Python or the eye takes for it) between and around a few words."""
+    runs = ("".join(rng.choice(BLANKS) for _ in range(rng.randrange(5))) for _ in range(4))
+    return "".join(run + rng.choice(["a", "詩", "7", "!", "'s", "", "\u0301"]) for run in runs)
 
 
 @pytest.mark.parametrize("name", ["bpe", "gpt2"])
@@ -89,7 +103,7 @@ def test_fast_path_on_whole_corpora(build: Build, name: str, shared_data: Path) 
     assert isinstance(tokenizer._fast, TiktokenEncoder)
     poems = (shared_data / "tang-poems.jsonl").read_text(encoding="utf-8")[:400_000]
     for text in (poems, (shared_data / "tinyshakespeare.txt").read_text(encoding="utf-8")[:400_000]):
-        assert tokenizer._fast(text).tolist() == tokenizer.backend.encode(text, add_special_tokens=False).ids
+        assert tokenizer._fast([text])[0].tolist() == tokenizer.backend.encode(text, add_special_tokens=False).ids
 
 
 def test_both_regex_engines_know_the_same_characters() -> None:
@@ -104,6 +118,7 @@ def test_both_regex_engines_know_the_same_characters() -> None:
         left = set("".join(word for word, _ in removed))
         found = bytes(rust.encode_ordinary(everything)).decode()
         assert found == "".join(character for character in everything if character not in left)
+    assert "".join(re.findall(f"[{_SPACE}{_LINE_ENDS}]", everything)) == found  # the blanks that we cut at
 
 
 def test_gpt2_is_the_released_one(build: Build) -> None:
@@ -125,12 +140,12 @@ def test_gpt2_is_the_released_one(build: Build) -> None:
 
 
 def test_gpt2_without_network_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    import tiktoken
+    from tiktoken import load
 
-    def offline(name: str) -> None:
+    def offline(url: str, sha256: str) -> bytes:
         raise ConnectionError("no network")
 
-    monkeypatch.setattr(tiktoken, "get_encoding", offline)
+    monkeypatch.setattr(load, "read_file_cached", offline)
     with pytest.raises(UserError, match=r"(?s)tokenizer=gpt2.*TIKTOKEN_CACHE_DIR.*tokenizer=bpe"):
         build_tokenizer(TokenizerConfig(name="gpt2"))
 
@@ -309,7 +324,7 @@ def test_loading_refuses_what_is_no_tokenizer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_narrow_type_holds_every_id(build: Build, name: str) -> None:
-    (ids,) = build(name).encode_batch(["def f"])
+    ids, _ = build(name).encode_batch(["def f"])
     assert ids.dtype == np.uint16
     large = tokenizers.Tokenizer(models.WordLevel({f"w{i}": i for i in range(70_000)} | {"</s>": 70_000}))
     assert Tokenizer(large, "</s>").dtype == np.uint32

@@ -1,12 +1,21 @@
-"""The files of metrics when a run continues."""
+"""The files of metrics when a run continues, and when its curves are drawn."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 from PIL import Image
 
+from gpt.config import RunConfig
+from gpt.training import report
 from gpt.training.metrics import JsonLines, draw_losses, duration, read_lines
+from gpt.training.run import train
+from gpt.training.trainer import Trainer
+
+MakeConfig = Callable[..., RunConfig]
 
 
 def test_lines_beyond_the_step_of_a_continued_run_are_dropped(tmp_path: Path) -> None:
@@ -49,3 +58,30 @@ def test_durations_are_for_people() -> None:
         "3 min 20 s",
         "5 h 12 min",
     ]
+
+
+@pytest.mark.parametrize(("seconds", "drawn"), [(0.0, [4, 8, 12]), (3600.0, [12])])
+def test_curves_are_drawn_now_and_then_and_at_the_end(
+    seconds: float, drawn: list[int], make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    monkeypatch.setattr(report, "DRAW_EVERY_SECONDS", seconds)
+    monkeypatch.setattr(report, "draw_losses", lambda lines, path, title: steps.append(lines[-1]["step"]))
+    train(make_config())
+    assert steps == drawn
+
+
+def test_a_run_that_breaks_still_draws(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    monkeypatch.setattr(report, "draw_losses", lambda lines, path, title: steps.append(lines[-1]["step"]))
+    update = Trainer.update
+
+    def broken(self: Trainer) -> Any:
+        if self.state.step == 6:
+            raise RuntimeError("a bug")
+        return update(self)
+
+    monkeypatch.setattr(Trainer, "update", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        train(make_config())
+    assert steps == [6]
