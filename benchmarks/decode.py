@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.side_by_side import in_turn, median, peak_bytes, print_table, spread, worker, write_json
+from benchmarks.side_by_side import in_turn, last_object, median, peak_bytes, print_table, spread, worker, write_json
 
 VOCAB, CONTEXT = 50257, 1024
 Prompts = list[list[int]]
@@ -33,12 +33,15 @@ CONTENDERS = (
     "CTranslate2 fp32", "CTranslate2 int8",
     "Newleaf fp32", "Newleaf bf16", "Newleaf int8", "Newleaf int4",
 )  # fmt: skip
+CTRANSLATE2_TYPES = {"fp32": "float32", "int8": "int8"}
 FIRST_TOKENS = 5  # calls whose median is the time to the first token
 
 
-def make_model(folder: Path) -> None:
-    """A random GPT-2 124M in transformers' format, with a tokenizer that has a word t0, t1, … for each id."""
+def make_models(folder: Path) -> None:
+    """A random GPT-2 124M in transformers' format, with a tokenizer that has a word t0, t1, … for each id, and what
+    CTranslate2 makes of it."""
     import torch
+    from ctranslate2.converters import TransformersConverter
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -47,18 +50,13 @@ def make_model(folder: Path) -> None:
     GPT2LMHeadModel(GPT2Config()).save_pretrained(folder)
     words = Tokenizer(WordLevel({f"t{number}": number for number in range(VOCAB)}, unk_token="t0"))
     last = f"t{VOCAB - 1}"
-    PreTrainedTokenizerFast(tokenizer_object=words, bos_token=last, eos_token=last, unk_token="t0").save_pretrained(
-        folder
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token=last, eos_token=last, unk_token="t0")
+    tokenizer.save_pretrained(folder)
+    for precision, name in CTRANSLATE2_TYPES.items():
+        TransformersConverter(str(folder)).convert(str(folder / precision), quantization=name)
 
 
-def convert(folder: Path, output: Path, precision: str) -> None:
-    from ctranslate2.converters import TransformersConverter
-
-    TransformersConverter(str(folder)).convert(str(output), quantization={"fp32": "float32"}.get(precision, precision))
-
-
-def load_transformers(folder: Path, precision: str) -> Generate:
+def load_transformers(folder: Path, precision: str, _: int) -> Generate:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -77,12 +75,11 @@ def load_transformers(folder: Path, precision: str) -> Generate:
     return generate
 
 
-def load_ctranslate2(folder: Path, precision: str) -> Generate:
+def load_ctranslate2(folder: Path, precision: str, _: int) -> Generate:
     import ctranslate2
 
-    compute_type = {"fp32": "float32"}.get(precision, precision)
     generator = ctranslate2.Generator(
-        str(folder.with_name(f"ct2-{precision}")), compute_type=compute_type, intra_threads=cores()
+        str(folder / precision), compute_type=CTRANSLATE2_TYPES[precision], intra_threads=cores()
     )
 
     def generate(prompts: Prompts, n_new: int) -> list[list[int]]:
@@ -93,7 +90,7 @@ def load_ctranslate2(folder: Path, precision: str) -> Generate:
     return generate
 
 
-def load_newleaf(folder: Path, precision: str) -> Generate:
+def load_newleaf(folder: Path, precision: str, sequences: int) -> Generate:
     from gpt.inference.decode import Row, decode
     from gpt.inference.quantize import lay_out
     from gpt.inference.sampling import Sampling, random_stream
@@ -104,7 +101,7 @@ def load_newleaf(folder: Path, precision: str) -> Generate:
     model = open_model(folder).eval()
     hardware = decoding_hardware("cpu", "auto" if quantize != "none" else precision, model.config.n_embd)
     model.to(hardware.dtype)
-    lay_out(model, hardware, quantize)
+    lay_out(model, hardware, quantize, batched=sequences > 1)
 
     def generate(prompts: Prompts, n_new: int) -> list[list[int]]:
         rows = [Row(list(prompt), random_stream(0, number)) for number, prompt in enumerate(prompts)]
@@ -123,7 +120,7 @@ def measure(contender: str, folder: Path, sequences: int, n_prompt: int, n_new: 
     numbers = random.Random(sequences)
     prompts = [[numbers.randrange(VOCAB - 1) for _ in range(n_prompt)] for _ in range(sequences)]
     library, precision = contender.split()
-    generate = LOADERS[library](folder, precision)
+    generate = LOADERS[library](folder, precision, sequences)
     generate(prompts, 4)
     first = statistics.median(timed(generate, prompts, 1) for _ in range(FIRST_TOKENS))
     seconds = timed(generate, prompts, n_new)
@@ -150,7 +147,7 @@ def cores() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--worker", choices=CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=("make", *CONTENDERS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
     parser.add_argument("--sequences", type=int, nargs="+", default=[1, 8], help="decoded at once")
@@ -162,15 +159,17 @@ def main() -> None:
     n_prompt, n_new = arguments.prompt_tokens, arguments.new_tokens
     if n_prompt < 1 or n_new < 1 or n_prompt + n_new > CONTEXT:
         parser.error(f"a prompt and its continuation are 2 to {CONTEXT} tokens, the context")
+    if arguments.worker == "make":
+        make_models(arguments.folder)
+        print("{}")
+        return
     if arguments.worker:
         found = measure(arguments.worker, arguments.folder, arguments.sequences[0], n_prompt, n_new)
         print(json.dumps(found))
         return
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "gpt2"
-        make_model(folder)
-        for precision in {name.split()[1] for name in arguments.contenders if name.startswith("CTranslate2")}:
-            convert(folder, folder.with_name(f"ct2-{precision}"), precision)
+        folder = Path(temporary)
+        last_object(worker("decode", "make", "--folder", folder))  # elsewhere: peak memory is inherited
         runs = {
             f"{name}, {sequences}": worker(
                 "decode", name, "--folder", folder, "--sequences", sequences,
