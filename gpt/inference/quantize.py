@@ -54,14 +54,15 @@ class Int8Linear(nn.Module):
         # Without VNNI, FBGEMM adds two products in 16 bits, which overflow unless u has only 7 bits.
         self.step = 1 / (255 if torch.cpu._is_vnni_supported() else 127)
         weight = linear.weight.detach()
-        scales = weight.abs().amax(1).clamp_(min=TINY).double() / 127  # [O]
+        largest = torch.maximum(weight.amax(1), -weight.amin(1))  # [O]; of `abs` there would be a copy
+        scales = largest.clamp_(min=TINY).double() / 127  # [O]
         zeros = torch.zeros_like(scales, dtype=torch.long)
         with warnings.catch_warnings():  # torch will drop the function some day, but not from the versions we allow
             warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
             rounded = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
         self.packed = torch.ops.quantized.linear_prepack(rounded, None)
         self.multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
-        self.sums = (rounded.int_repr().sum(1) * scales).float()  # [O]: the outputs of a row of ones
+        self.sums = self.multiply(torch.ones(1, weight.shape[1]), self.step, 0, self.packed)  # [1, O]
         self.bias = torch.zeros(()) if linear.bias is None else linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,7 +83,7 @@ class Int4Linear(nn.Module):
         low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)  # [O, G, 1]
         scale = ((high - low) / 15).clamp_(min=TINY).bfloat16()
         zero = (low + 8 * scale).bfloat16()
-        rounded = ((groups - zero) / scale + 8).round_().clamp_(0, 15)
+        rounded = (groups - zero).div_(scale).add_(8).round_().clamp_(0, 15)
         self.packed = torch._convert_weight_to_int4pack_for_cpu(rounded.int().flatten(1), 1)
         self.scales_and_zeros = torch.cat((scale, zero), dim=-1).transpose(0, 1).contiguous()  # [G, O, 2]
         self.bias = linear.bias
