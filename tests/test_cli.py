@@ -282,6 +282,14 @@ def test_all_mistakes_at_once() -> None:
     ]  # fmt: skip
 
 
+def test_quantize_and_what_does_not_go_with_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sample("quantize=int4").quantize == "int4"
+    assert main(SAMPLE, lambda config: 0, ["checkpoint=x", "quantize=int9"]) == 2
+    assert "quantize=int9: is not one of none, int8, int4" in capsys.readouterr().err
+    (mistake,) = mistakes("checkpoint=x", "quantize=int8", "precision=bf16", command=SAMPLE)
+    assert mistake.startswith("quantize=int8: computes all else in fp32; leave precision=bf16 away")
+
+
 def test_a_mistake_does_not_cause_another() -> None:
     # With data=txt or a mistyped option of the group, whether data.files is right cannot be said.
     assert len(mistakes("data=txt", "data.files=[x]")) == 1

@@ -9,6 +9,8 @@ CHECKPOINT = (
     "a run folder, one of its checkpoints, any model folder in the gpt2, llama or qwen3 dialect, an adapter folder, "
     "or a Hub id (ID@REVISION pins it)"
 )
+QUANTIZE = "none, int8 or int4: weights of linear layers, on the processor; the rest is computed in fp32"
+QUANTIZED = ("none", "int8", "int4")
 
 
 def checkpoint_mistakes(checkpoint: str) -> list[Mistake]:
@@ -24,3 +26,9 @@ def device_mistakes(device: str) -> list[Mistake]:
     if kind == "cuda" and (":" not in device or index.isdecimal()):
         return []
     return [Mistake("device", "is not one of auto, cpu, cuda, cuda:N, mps")]
+
+
+def quantize_mistakes(quantize: str, precision: str) -> list[Mistake]:
+    if quantize == "none" or precision in ("auto", "fp32"):
+        return []
+    return [Mistake("quantize", f"computes all else in fp32; leave precision={precision} away, or quantize")]

@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from gpt.config.data import DataConfig
-from gpt.config.device import CHECKPOINT, PRECISIONS, checkpoint_mistakes, device_mistakes
+from gpt.config.device import (
+    CHECKPOINT,
+    PRECISIONS,
+    QUANTIZE,
+    QUANTIZED,
+    checkpoint_mistakes,
+    device_mistakes,
+    quantize_mistakes,
+)
 from gpt.config.sampling import DEFAULT_BATCH_SIZE, DEFAULT_NEW_TOKENS, decoding_mistakes
 from gpt.options import Mistake, Options, group, option
 
@@ -53,6 +61,7 @@ class EvaluateConfig(Options):
         "auto: as in training, bf16 where the hardware multiplies it faster, fp16 on older GPUs, else fp32",
         choices=("auto", *PRECISIONS),
     )
+    quantize: str = option("none", QUANTIZE, choices=QUANTIZED)
     max_new_tokens: int = option(DEFAULT_NEW_TOKENS, "data=pairs: longest completion written", unit="tokens", low=1)
     num_beams: int = option(1, "data=pairs: 1: always the likeliest token; above: beam search", low=1)
     max_pairs: int | None = option(
@@ -74,6 +83,7 @@ class EvaluateConfig(Options):
 
     def mistakes(self) -> list[Mistake]:
         found = checkpoint_mistakes(self.checkpoint) + device_mistakes(self.device)
+        found += quantize_mistakes(self.quantize, self.precision)
         if self.data.name != "pairs":
             defaults = {spec.name: spec.default for spec in fields(self)}
             changed = [name for name in FOR_PAIRS if getattr(self, name) != defaults[name]]

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gpt.config.device import CHECKPOINT, checkpoint_mistakes, device_mistakes
+from gpt.config.device import (
+    CHECKPOINT,
+    QUANTIZE,
+    QUANTIZED,
+    checkpoint_mistakes,
+    device_mistakes,
+    quantize_mistakes,
+)
 from gpt.options import Mistake, Options, option
 
 DEFAULT_TEMPERATURE = 0.8
@@ -50,9 +57,11 @@ class SampleConfig(Options):
     interactive: bool = option(False, "read prompts from the terminal, one a line")
     device: str = option("auto", "auto: cuda, else mps, else cpu; also cuda:1")
     precision: str = option("auto", "weights and arithmetic: auto, fp32 or bf16", choices=("auto", "fp32", "bf16"))
+    quantize: str = option("none", QUANTIZE, choices=QUANTIZED)
 
     def mistakes(self) -> list[Mistake]:
         found = checkpoint_mistakes(self.checkpoint) + device_mistakes(self.device)
+        found += quantize_mistakes(self.quantize, self.precision)
         if self.interactive:
             for name in ("prompt", "prompt_file", "output"):
                 if getattr(self, name):

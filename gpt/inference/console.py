@@ -17,6 +17,7 @@ from gpt.config import SampleConfig
 from gpt.config.sampling import DEFAULT_TEMPERATURE
 from gpt.inference.beam import beam_search
 from gpt.inference.decode import Sample, generate
+from gpt.inference.quantize import lay_out
 from gpt.inference.sampling import Sampling
 from gpt.model.hardware import decoding_hardware
 from gpt.model.opening import open_checkpoint
@@ -31,11 +32,14 @@ class Sampler:
         self.config = config
         folder, self.model, self.tokenizer = open_checkpoint(config.checkpoint)
         hardware = decoding_hardware(config.device, config.precision, self.model.config.n_embd)
+        count = self.model.parameter_count()
         self.model.to(hardware.device, hardware.dtype).eval()
+        several = bool(config.prompt_file) or max(config.num_samples, config.num_beams) > 1
+        layout = lay_out(self.model, hardware, config.quantize, several and config.batch_size > 1)
         temperature = DEFAULT_TEMPERATURE if config.temperature is None else config.temperature
         self.sampling = Sampling(temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty)
         place = hardware.describe(self.model.config.head_width, cached=True)
-        say(f"{folder}: {self.model.parameter_count():,} parameters, {place}")
+        say(f"{folder}: {count:,} parameters, {place}, {layout}")
 
     def steps(self, jobs: list[tuple[str, int]]) -> Iterator[list[Sample]]:
         """Decode (prompt, sample number) pairs as one batch, yielding after each step."""

@@ -44,8 +44,13 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> T
 
 def cached_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Attention over cached keys. q [B, H, T, D], k and v [B, K, S, D], mask bool [B, 1, T, S], true where visible."""
-    grouped = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+    groups = q.shape[1] // k.shape[1]
+    if groups == 1:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    # Heads that share keys become more queries of one head, so that no key is copied: [B, K, H / K * T, D].
+    shared = q.unflatten(1, (-1, groups)).flatten(2, 3)
+    mask = None if mask is None else mask.repeat(1, 1, groups, 1)
+    return F.scaled_dot_product_attention(shared, k, v, attn_mask=mask).unflatten(2, (groups, -1)).flatten(1, 2)
 
 
 def blocked_causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:

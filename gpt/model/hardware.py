@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-import sys
 import time
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
@@ -106,8 +105,6 @@ def choose_hardware(device: str, precision: str, width: int, compile: str = "off
     """
     reject_torchrun()
     place = choose_device(device)
-    if place.type == "cpu":
-        keep_freed_memory()
     if precision == "auto":
         precision = choose_precision(place, width)
     if precision == "fp16" and place.type != "cuda":
@@ -117,18 +114,6 @@ def choose_hardware(device: str, precision: str, width: int, compile: str = "off
     if place.type == "cuda" and precision != "fp32":
         torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
     return Hardware(place, precision, compile == "on" or (compile == "auto" and place.type == "cuda"))
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep freed memory for the next tensor, where it is the allocator.
-
-    By default it gives each freed block above 32 MiB back to the kernel, and the next step pays for fresh zeroed pages:
-    a third of a training step of GPT-2 124M (benchmarks/README.md).
-    """
-    trim_threshold, mmap_threshold, never, always_heap = -1, -3, -1, 2**31 - 1  # mallopt(3)
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):  # musl has none
-        libc.mallopt(mmap_threshold, always_heap)
-        libc.mallopt(trim_threshold, never)
 
 
 def decoding_hardware(device: str, precision: str, width: int) -> Hardware:

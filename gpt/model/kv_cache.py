@@ -65,11 +65,11 @@ class KVCache:
         """Count `n_new` tokens as seen in every row; called by the model after its last layer."""
         self.lengths = [length + n_new for length in self.lengths]
 
-    def fill_row(self, row: int, other: KVCache) -> None:
-        """Replace a row by the only row of `other`, which holds at most `capacity` tokens."""
-        length = other.lengths[0]
-        self.keys[:, row, :, :length] = other.keys[:, 0, :, :length]
-        self.values[:, row, :, :length] = other.values[:, 0, :, :length]
+    def fill_row(self, row: int, other: KVCache, source: int = 0) -> None:
+        """Replace a row by row `source` of another cache, which holds at most `capacity` tokens."""
+        length = other.lengths[source]
+        self.keys[:, row, :, :length] = other.keys[:, source, :, :length]
+        self.values[:, row, :, :length] = other.values[:, source, :, :length]
         self.lengths[row] = length
 
     def select_rows(self, rows: list[int]) -> None:

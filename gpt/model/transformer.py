@@ -135,6 +135,8 @@ class Decoder(nn.Module):
         """Logits over the padded vocabulary, minus infinity at the padding. x [..., C] → [..., P]."""
         if self.vocab_size == self.embed.num_embeddings:
             return self.head(x)
+        if not isinstance(self.head, nn.Linear):  # laid out for decoding
+            return self.head(x) + self.forbidden
         return F.linear(x, self.head.weight, self.forbidden.to(x.dtype))
 
     def parameter_count(self) -> int:

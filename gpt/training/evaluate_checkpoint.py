@@ -3,6 +3,7 @@
 One JSON object goes to standard output, everything else to standard error:
 
     checkpoint data context stride tokens bytes loss perplexity bits_per_byte    for every text; loss in nats a token
+    quantize                                                                     where it is not none
     pairs generated scores generations                                           for pairs (gpt/inference/scores.py)
 
 What is not a finite number is null. With `stride` null the loss is a run's val/loss, on the tokens that `max_tokens`
@@ -27,6 +28,7 @@ from gpt.config.evaluation import TOKENS_AT_ONCE
 from gpt.config.sampling import DEFAULT_BATCH_SIZE
 from gpt.inference.beam import beam_search
 from gpt.inference.decode import Sample, generate
+from gpt.inference.quantize import lay_out
 from gpt.inference.sampling import Sampling
 from gpt.inference.scores import score
 from gpt.model.context import adapt
@@ -106,9 +108,13 @@ def evaluate_checkpoint(config: EvaluateConfig) -> int:
         shorten(model, config.context_length)
     context = model.config.context_length
     check_stride(config.stride, context)
-    hardware = choose_hardware(config.device, config.precision, model.config.n_embd)
+    choose = choose_hardware if config.quantize == "none" else decoding_hardware  # what is quantised is so for decoding
+    hardware = choose(config.device, config.precision, model.config.n_embd)
+    description = f"{folder}: {model.parameter_count():,} parameters, {hardware.describe(model.config.head_width)}"
     model.to(hardware.device).eval()
-    say(f"{folder}: {model.parameter_count():,} parameters, {hardware.describe(model.config.head_width)}")
+    if config.quantize != "none":
+        description += ", " + lay_out(model, hardware, config.quantize)
+    say(description)
     whole = config.part != "held_out"
     own_tokenizer = TokenizerConfig(name="huggingface", path=str(find_tokenizer(folder)))
     corpus = prepare(config.data, own_tokenizer, say, whole=whole)
@@ -120,6 +126,7 @@ def evaluate_checkpoint(config: EvaluateConfig) -> int:
     batch_size = config.batch_size or max(1, TOKENS_AT_ONCE // context)
     found = evaluate(model, corpus.val, tokenizer, hardware, batch_size, config.max_tokens, config.stride)
     result = {"checkpoint": str(folder.resolve()), "data": source, "context": context, "stride": config.stride}
+    result |= {"quantize": config.quantize} if config.quantize != "none" else {}
     result |= figures(found)
     if isinstance(corpus.val, PairStream):
         assert output is not None  # pairs always have one
@@ -207,7 +214,9 @@ def evaluate_pairs(
     result: dict[str, Any] = {"pairs": stream.n_documents, "generated": len(chosen)}
     if not chosen:
         return result | {"scores": None, "generations": None}
-    model.to(decoding_hardware(config.device, config.precision, model.config.n_embd).dtype)
+    if config.quantize == "none":
+        hardware = decoding_hardware(config.device, config.precision, model.config.n_embd)
+        lay_out(model.to(hardware.dtype), hardware)
     made = complete(config, model, tokenizer, chosen)
     path = output / "generations.jsonl"
     write_whole(path, (json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in made))

@@ -196,9 +196,9 @@ def test_beams_need_enough_tokens(writer: Decoder) -> None:
 
 @pytest.fixture
 def count_windows(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    run, calls = decode.run_window, []
-    monkeypatch.setattr(decode, "run_window", lambda *arguments: calls.append(1) or run(*arguments))
-    return lambda: len(calls)
+    run, windows = decode.run_windows, []
+    monkeypatch.setattr(decode, "run_windows", lambda model, some: windows.extend(some) or run(model, some))
+    return lambda: len(windows)
 
 
 def test_a_prompt_is_run_once_for_all_its_beams(writer: Decoder, count_windows: Callable[[], int]) -> None:

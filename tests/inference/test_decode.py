@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from gpt.config import TokenizerConfig
+from gpt.inference import decode as decode_module
 from gpt.inference.decode import Row, TextStream, decode, generate, prefill, window_start
 from gpt.inference.sampling import Sampling, draw, penalise_repetition, random_stream, warp
 from gpt.model.kv_cache import KVCache
@@ -191,3 +192,21 @@ def test_a_prompt_is_a_text_or_ids() -> None:
         assert of_ids == of_text
         assert of_ids.prompt == text
         assert of_ids.score is None
+
+
+def test_prompts_of_equal_length_are_run_together_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, run_windows, shapes = make_decoder(), decode_module.run_windows, []
+    monkeypatch.setattr(decode_module, "PREFILL_TOKENS", 20)
+    monkeypatch.setattr(
+        decode_module,
+        "run_windows",
+        lambda model, some: shapes.append((len(some), len(some[0]))) or run_windows(model, some),
+    )
+    prompts = [prompt(length, seed=seed) for seed, length in enumerate((5, 9, 5, 5, 5, 5, 22, 9))]
+    with torch.no_grad():
+        logits, cache = prefill(model, [*prompts, prompts[0]], 2)
+    assert shapes == [(4, 5), (1, 5), (2, 9), (1, 22)]  # the last prompt is the first again
+    for row, tokens in enumerate([*prompts, prompts[0]]):
+        with torch.no_grad():
+            torch.testing.assert_close(logits[row], model(torch.tensor([tokens]))[0, -1], atol=1e-4, rtol=0)
+        assert cache.lengths[row] == len(tokens)

@@ -21,9 +21,9 @@ SHAPES = {
 }
 
 
-def make_decoder(context_length: int = 24, **shape: object) -> Decoder:
+def make_decoder(context_length: int = 24, n_embd: int = 48, **shape: object) -> Decoder:
     torch.manual_seed(0)
-    config = ModelConfig(n_layer=3, n_head=4, n_embd=48, context_length=context_length, **shape)
+    config = ModelConfig(n_layer=3, n_head=4, n_embd=n_embd, context_length=context_length, **shape)
     model = Decoder(config, VOCAB).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

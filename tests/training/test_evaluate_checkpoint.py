@@ -170,6 +170,15 @@ def test_text_against_transformers(folder: Path, text: Path, evaluate: Any, stri
     }
 
 
+def test_a_quantised_model_is_scored_as_it_decodes(folder: Path, text: Path, pairs: Path, evaluate: Any) -> None:
+    whole = evaluate(f"checkpoint={folder}", *of_text(text))
+    found = evaluate(f"checkpoint={folder}", *of_text(text), "quantize=int8", says="fp32, attention by sdpa")
+    assert found.pop("quantize") == "int8"
+    assert found != whole
+    assert found["loss"] == pytest.approx(whole["loss"], rel=1e-2)
+    assert evaluate(f"checkpoint={folder}", *of_pairs(pairs), "quantize=int8", says="weights int8")["generated"]
+
+
 def test_pairs_against_transformers(folder: Path, pairs: Path, evaluate: Any, tmp_path: Path) -> None:
     found = evaluate(f"checkpoint={folder}", *of_pairs(pairs), "max_new_tokens=9", "batch_size=2")
     windows = []

@@ -1,0 +1,194 @@
+"""Tokens a second, time to the first token and peak memory of GPT-2 124M, next to transformers and CTranslate2.
+
+    pip install -e '.[bench]'
+    python -m benchmarks.decode --repeats 3 --output decode.json
+
+The model has GPT-2 124M's shape and random weights, on which nothing here depends, and is made once in a temporary
+folder, for CTranslate2 converted by its own converter; nothing is downloaded. Every contender continues the same random
+prompts greedily, with a cache, and the end of text ends nothing, so that all make the same number of tokens. Tokens a
+second count the whole call, prompt included; the time to the first token is that of a call for one. Each figure comes
+from a fresh process, after a short call to warm it up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.side_by_side import in_turn, last_object, median, peak_bytes, print_table, spread, worker, write_json
+
+VOCAB, CONTEXT = 50257, 1024
+Prompts = list[list[int]]
+Generate = Callable[[Prompts, int], list[list[int]]]  # prompts, new tokens of each → the new tokens
+CONTENDERS = (
+    "transformers fp32", "transformers bf16",
+    "CTranslate2 fp32", "CTranslate2 int8",
+    "Newleaf fp32", "Newleaf bf16", "Newleaf int8", "Newleaf int4",
+)  # fmt: skip
+CTRANSLATE2_TYPES = {"fp32": "float32", "int8": "int8"}
+FIRST_TOKENS = 5  # calls whose median is the time to the first token
+
+
+def make_models(folder: Path) -> None:
+    """A random GPT-2 124M in transformers' format, with a tokenizer that has a word t0, t1, … for each id, and what
+    CTranslate2 makes of it."""
+    import torch
+    from ctranslate2.converters import TransformersConverter
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config()).save_pretrained(folder)
+    words = Tokenizer(WordLevel({f"t{number}": number for number in range(VOCAB)}, unk_token="t0"))
+    last = f"t{VOCAB - 1}"
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token=last, eos_token=last, unk_token="t0")
+    tokenizer.save_pretrained(folder)
+    for precision, name in CTRANSLATE2_TYPES.items():
+        TransformersConverter(str(folder)).convert(str(folder / precision), quantization=name)
+
+
+def load_transformers(folder: Path, precision: str, _: int) -> Generate:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    model.generation_config.eos_token_id = None
+
+    @torch.inference_mode()
+    def generate(prompts: Prompts, n_new: int) -> list[list[int]]:
+        tokens = torch.tensor(prompts)
+        made = model.generate(
+            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=n_new, do_sample=False, pad_token_id=0
+        )
+        return made[:, tokens.shape[1] :].tolist()
+
+    return generate
+
+
+def load_ctranslate2(folder: Path, precision: str, _: int) -> Generate:
+    import ctranslate2
+
+    generator = ctranslate2.Generator(
+        str(folder / precision), compute_type=CTRANSLATE2_TYPES[precision], intra_threads=cores()
+    )
+
+    def generate(prompts: Prompts, n_new: int) -> list[list[int]]:
+        words = [[f"t{token}" for token in prompt] for prompt in prompts]
+        made = generator.generate_batch(words, min_length=n_new, max_length=n_new, include_prompt_in_result=False)
+        return [result.sequences_ids[0] for result in made]
+
+    return generate
+
+
+def load_newleaf(folder: Path, precision: str, sequences: int) -> Generate:
+    from gpt.inference.decode import Row, decode
+    from gpt.inference.quantize import lay_out
+    from gpt.inference.sampling import Sampling, random_stream
+    from gpt.model.adapters import open_model
+    from gpt.model.hardware import decoding_hardware
+
+    quantize = precision if precision.startswith("int") else "none"
+    model = open_model(folder).eval()
+    hardware = decoding_hardware("cpu", "auto" if quantize != "none" else precision, model.config.n_embd)
+    model.to(hardware.dtype)
+    lay_out(model, hardware, quantize, batched=sequences > 1)
+
+    def generate(prompts: Prompts, n_new: int) -> list[list[int]]:
+        rows = [Row(list(prompt), random_stream(0, number)) for number, prompt in enumerate(prompts)]
+        for _ in decode(model, rows, Sampling(temperature=0), n_new, end_of_text=-1):
+            pass
+        return [row.tokens[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
+
+    return generate
+
+
+LOADERS = {"transformers": load_transformers, "CTranslate2": load_ctranslate2, "Newleaf": load_newleaf}
+
+
+def measure(contender: str, folder: Path, sequences: int, n_prompt: int, n_new: int) -> dict[str, float]:
+    """One repetition, in a process of its own."""
+    numbers = random.Random(sequences)
+    prompts = [[numbers.randrange(VOCAB - 1) for _ in range(n_prompt)] for _ in range(sequences)]
+    library, precision = contender.split()
+    generate = LOADERS[library](folder, precision, sequences)
+    generate(prompts, 4)
+    first = statistics.median(timed(generate, prompts, 1) for _ in range(FIRST_TOKENS))
+    seconds = timed(generate, prompts, n_new)
+    return {
+        "tokens_per_second": sequences * n_new / seconds,
+        "first_token_ms": first * 1000,
+        "peak_mib": peak_bytes() / 2**20,
+    }
+
+
+def timed(generate: Generate, prompts: Prompts, n_new: int) -> float:
+    """Seconds of a call."""
+    started = time.perf_counter()
+    made = generate(prompts, n_new)
+    seconds = time.perf_counter() - started
+    if [len(tokens) for tokens in made] != [n_new] * len(prompts):
+        sys.exit(f"asked for {n_new} tokens of {len(prompts)} prompts, got {[len(tokens) for tokens in made]}")
+    return seconds
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--worker", choices=("make", *CONTENDERS), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
+    parser.add_argument("--sequences", type=int, nargs="+", default=[1, 8], help="decoded at once")
+    parser.add_argument("--prompt-tokens", type=int, default=32)
+    parser.add_argument("--new-tokens", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--output", type=Path, help="JSON file for all figures")
+    arguments = parser.parse_args()
+    n_prompt, n_new = arguments.prompt_tokens, arguments.new_tokens
+    if n_prompt < 1 or n_new < 1 or n_prompt + n_new > CONTEXT:
+        parser.error(f"a prompt and its continuation are 2 to {CONTEXT} tokens, the context")
+    if arguments.worker == "make":
+        make_models(arguments.folder)
+        print("{}")
+        return
+    if arguments.worker:
+        found = measure(arguments.worker, arguments.folder, arguments.sequences[0], n_prompt, n_new)
+        print(json.dumps(found))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        last_object(worker("decode", "make", "--folder", folder))  # elsewhere: peak memory is inherited
+        runs = {
+            f"{name}, {sequences}": worker(
+                "decode", name, "--folder", folder, "--sequences", sequences,
+                "--prompt-tokens", n_prompt, "--new-tokens", n_new,
+            )
+            for sequences in arguments.sequences
+            for name in arguments.contenders
+        }  # fmt: skip
+        results = in_turn(runs, arguments.repeats)
+    header = ["", *(f"{n} sequence{'s' * (n > 1)}: tokens/s | first token, ms | peak MiB" for n in arguments.sequences)]
+    rows = []
+    for name in arguments.contenders:
+        rows.append([name])
+        for run in (f"{name}, {sequences}" for sequences in arguments.sequences):
+            cells = spread(results, run, "tokens_per_second"), spread(results, run, "first_token_ms")
+            rows[-1] += [*cells, f"{median(results, run, 'peak_mib'):,.0f}"]
+    print_table([cell for column in header for cell in column.split(" | ")], rows)
+    write_json(arguments.output, results, prompt_tokens=n_prompt, new_tokens=n_new)
+
+
+if __name__ == "__main__":
+    main()
