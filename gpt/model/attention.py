@@ -8,7 +8,6 @@ has it); grouped queries: Ainslie et al. 2023, "GQA".
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -68,7 +67,7 @@ class BlockedAttention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         (n_rows, n_heads, length, width), n_keys = q.shape, k.shape[1]
         keys, values = k.flatten(0, 1), v.flatten(0, 1)  # [B K, T, D]
-        queries = torch.mul(q, width**-0.5, out=q.new_empty(q.shape)).view(len(keys), -1, length, width)
+        queries = (q * width**-0.5).reshape(len(keys), -1, length, width)
         output = q.new_empty(n_rows, length, n_keys, n_heads // n_keys, width)  # as the next product reads it
         kept, masks = [], []
         for start, stop in blocks(length):
@@ -113,7 +112,6 @@ def blocks(length: int) -> list[tuple[int, int]]:
     return [(start, min(start + QUERY_BLOCK, length)) for start in range(0, length, QUERY_BLOCK)]
 
 
-@lru_cache(maxsize=8)
 def future(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """What hides the keys behind each query of a block: minus infinity above the diagonal, [t, t]."""
     return torch.full((size, size), -torch.inf, dtype=dtype, device=device).triu_(1)

@@ -23,14 +23,29 @@ def activation_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
+def widened(dtype: torch.dtype) -> torch.dtype:
+    """What sums of numbers of this dtype are kept in: fp32 at least."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def by_hand(x: Tensor) -> bool:
+    """Whether the hand-derived gradients pay: in training, where neither the device nor the compiler fuses."""
+    return x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / rms(x) * weight over the last axis (Zhang and Sennrich 2019). x [..., C] → [..., C] as products read it."""
-    return RMSNorm.apply(x, weight, eps, activation_dtype(x))
+    """x / rms(x) * weight over the last axis (Zhang and Sennrich 2019). x [..., C] → [..., C]."""
+    if by_hand(x):
+        return RMSNorm.apply(x, weight, eps, activation_dtype(x))  # as the next product reads it
+    return F.rms_norm(x, weight.shape, weight, eps)
 
 
 def swiglu(x: Tensor) -> Tensor:
     """silu(gate) * up of the two halves of the last axis (Shazeer 2020). x [..., 2 F] → [..., F]."""
-    return SwiGLU.apply(x)
+    if by_hand(x):
+        return SwiGLU.apply(x)
+    gate, up = x.chunk(2, dim=-1)
+    return F.silu(gate) * up
 
 
 def normalise_and_rotate(heads: Tensor, weight: Tensor, rotary: Tensor, eps: float) -> Tensor:
@@ -42,15 +57,15 @@ def normalise_and_rotate(heads: Tensor, weight: Tensor, rotary: Tensor, eps: flo
 
 
 def inverse_rms(x: Tensor, eps: float) -> Tensor:
-    """1 / sqrt(mean(x^2) + eps) over the last axis, which is kept: [..., 1], fp32."""
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    """1 / sqrt(mean(x^2) + eps) over the last axis, which is kept: [..., 1], widened."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=widened(x.dtype))
     return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
 def rms_norm_gradient(grad: Tensor, normal: Tensor, scale: Tensor) -> Tensor:
     """The gradient of x, given that of `normal` = x * scale: scale * (grad - normal * mean(grad * normal)).
 
-    All fp32; `grad` is overwritten.
+    `grad` is overwritten.
     """
     mean = (grad * normal).mean(dim=-1, keepdim=True)
     return grad.addcmul_(normal, mean, value=-1).mul_(scale)
@@ -66,7 +81,8 @@ class RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale = ctx.saved_tensors
-        grad, normal = grad.float(), x * scale
+        normal = x * scale
+        grad = grad.to(normal.dtype)
         weight_grad = (grad * normal).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
         return rms_norm_gradient(grad * weight, normal, scale).to(x.dtype), weight_grad, None, None
 
@@ -97,7 +113,7 @@ class NormaliseAndRotate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, heads: Tensor, weight: Tensor, rotary: Tensor, eps: float) -> Tensor:
-        x = heads.float()
+        x = heads.to(widened(heads.dtype))
         scale = inverse_rms(x, eps)
         cos, sin = rotary[:, :, None]  # [T, 1, D]
         ctx.save_for_backward(heads, weight, cos, sin, scale)
@@ -108,7 +124,7 @@ class NormaliseAndRotate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         heads, weight, cos, sin, scale = ctx.saved_tensors
-        grad = grad.transpose(1, 2).float()  # [B, T, h, D]
+        grad = grad.transpose(1, 2).to(cos.dtype)  # [B, T, h, D]
         back = (grad * cos).addcmul_(swap(grad), sin, value=-1)  # of y: rotated by the negative angle
         normal = heads * scale
         weight_grad = (back * normal).sum(dim=(0, 1)) if ctx.needs_input_grad[1] else None

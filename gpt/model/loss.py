@@ -19,11 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt.model.fused import activation_dtype
+from gpt.model.fused import activation_dtype, widened
 from gpt.text.batches import IGNORE
 
 CHUNK = 1 << 26  # logits that exist at once: 128 MiB in bf16
 PIECE = 1 << 24  # probabilities in fp32 that exist at once: 64 MiB
+SMALLEST = torch.finfo(torch.float32).tiny  # of likelihoods: 87 nats
 
 
 def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -55,7 +56,7 @@ class HeadLoss(torch.autograd.Function):
         counted = x_in * kept  # rows that do not count give the head no gradient
         x_grad = torch.empty_like(x_in)
         weight_grad: Tensor | None = None
-        loss = torch.zeros((), device=x.device)
+        loss = torch.zeros((), dtype=widened(dtype), device=x.device)
         pieces = max(1, PIECE // len(weight))
         for start in range(0, len(x), rows):
             chunk = slice(start, start + rows)
@@ -63,15 +64,15 @@ class HeadLoss(torch.autograd.Function):
             logits[:, vocab_size:] = -torch.inf
             parts = zip(*(x.split(pieces) for x in (logits, targets[chunk], kept[chunk])), strict=True)
             for piece, target, mask in parts:
-                probabilities = piece.softmax(dim=-1, dtype=torch.float32)
+                probabilities = piece.softmax(dim=-1, dtype=widened(dtype))
                 likelihood = probabilities.gather(1, target)
                 piece.copy_(probabilities.scatter_(1, target, likelihood - 1))  # softmax - onehot
-                loss -= likelihood.clamp_(min=torch.finfo(torch.float32).tiny).log_().mul_(mask).sum()
+                loss -= likelihood.clamp_(min=SMALLEST).log_().mul_(mask).sum()
             gradient = logits
             torch.mm(gradient, table, out=x_grad[chunk])
             if ctx.needs_input_grad[1]:
                 part = gradient.T @ counted[chunk]  # [P, C]
-                weight_grad = part.float() if weight_grad is None else weight_grad.add_(part)
+                weight_grad = part.to(weight.dtype) if weight_grad is None else weight_grad.add_(part)
         x_grad.mul_(kept)
         ctx.gradients = x_grad.to(x.dtype), weight_grad
         return loss

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gpt.config import ModelConfig
 from gpt.model.attention import cached_attention, causal_attention
-from gpt.model.fused import dropout, normalise_and_rotate, rms_norm, rotate, swiglu
+from gpt.model.fused import by_hand, dropout, normalise_and_rotate, rms_norm, rotate, swiglu
 from gpt.model.kv_cache import KVCache
 from gpt.model.loss import head_loss, summed_cross_entropy
 
@@ -90,12 +90,17 @@ class Decoder(nn.Module):
         Without: logits [B, T, V], or [B, 1, V] with `last_only`. With a `cache`, the tokens continue what it holds,
         and it holds them afterwards. Raises ValueError where they exceed the context.
         """
+        x = self.hidden(tokens, cache, last_only)
+        return self.head(x)[..., : self.vocab_size] if targets is None else self.summed_loss(x, targets)
+
+    def hidden(self, tokens: Tensor, cache: KVCache | None = None, last_only: bool = False) -> Tensor:
+        """What the head reads, [B, T or 1, C], of token ids [B, T]; as `forward`."""
         end = tokens.shape[1] + (max(cache.lengths) if cache else 0)
         if end > self.config.context_length:
             raise ValueError(f"{end} tokens exceed the context length {self.config.context_length}")
         positions = cache.positions(tokens.shape[1]) if cache else torch.arange(end, device=tokens.device)
         # Of a tied matrix the head's gradient is dense, and that of the few rows embedded here is added to it.
-        sparse = self.config.tie_embeddings and torch.is_grad_enabled()
+        sparse = self.config.tie_embeddings and by_hand(self.embed.weight)
         x = F.embedding(tokens, self.embed.weight, sparse=sparse)  # [B, T, C]
         if self.config.position_kind == "learned":
             x = x + self.positions(positions)
@@ -108,10 +113,7 @@ class Decoder(nn.Module):
             x = self.run_block(block, x, rotary, layer, cache, mask)
         if cache:
             cache.advance(tokens.shape[1])
-        x = self.norm(x[:, -1:] if last_only else x)
-        if targets is None:
-            return self.head(x)[..., : self.vocab_size]
-        return self.summed_loss(x, targets)
+        return self.norm(x[:, -1:] if last_only else x)
 
     def run_block(self, block: nn.Module, x: Tensor, *others: object) -> Tensor:
         """A block's output; with `recompute`, backward keeps `x` alone and computes the block again, with the same
@@ -123,8 +125,8 @@ class Decoder(nn.Module):
     def summed_loss(self, x: Tensor, targets: Tensor) -> Tensor:
         """The loss in nats, summed, scalar fp32. x [B, T, C], targets [B, T].
 
-        Without gradients, which would keep all logits anyway, no more than `LOSS_POSITIONS` rows of them are there at
-        once: a context of 40,960 tokens and a vocabulary of 151,936 would take 25 GB.
+        No more than a chunk of the logits is there at once, without gradients `LOSS_POSITIONS` rows: those of a context
+        of 40,960 tokens and a vocabulary of 151,936 would take 25 GB.
         """
         if torch.is_grad_enabled():
             return head_loss(x, self.head.weight, targets, self.vocab_size)
@@ -208,7 +210,7 @@ class Attention(nn.Module):
 
     def queries_keys_values(self, heads: Tensor, rotary: Tensor | None) -> tuple[Tensor, ...]:
         """Split [B, T, H + 2 K, D] into three of [B, H or K, T, D], normalised and rotated as the dialect does."""
-        if self.normalise_qk and trains_on_cpu(heads):
+        if self.normalise_qk and by_hand(heads):
             assert rotary is not None
             n_q, n_k, _ = self.heads
             weight = torch.cat((self.q_norm.weight.expand(n_q, -1), self.k_norm.weight.expand(n_k, -1)))
@@ -250,12 +252,12 @@ def norm_layer(config: ModelConfig, width: int) -> nn.Module:
 
 
 class RMSNorm(nn.RMSNorm):
-    """With the gradient of `gpt.model.fused` where the device has no fused kernel."""
+    """With the gradient of `gpt.model.fused`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., C] → [..., C]."""
         assert self.eps is not None
-        return rms_norm(x, self.weight, self.eps) if trains_on_cpu(x) else super().forward(x)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class Dropout(nn.Dropout):
@@ -263,11 +265,6 @@ class Dropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         return dropout(x, self.p) if self.training else x
-
-
-def trains_on_cpu(x: Tensor) -> bool:
-    """Whether `x` asks for gradients on a device without fused kernels of normalisation."""
-    return x.device.type == "cpu" and torch.is_grad_enabled()
 
 
 def rotary_table(config: ModelConfig) -> Tensor:

@@ -73,7 +73,7 @@ class LiveBytes(TorchDispatchMode):
     ) -> Any:
         results = func(*args, **(kwargs or {}))
         for result in tree_leaves(results):
-            if isinstance(result, Tensor):
+            if isinstance(result, Tensor) and result.layout is torch.strided:  # the parts of a sparse one are
                 self.count(result.untyped_storage())
         return results
 
@@ -129,7 +129,8 @@ def rehearse(trainer: Trainer) -> tuple[int, int, int]:
         width = min(width, int(corpus.train.index["length"].max()) - 1)
     mode = FakeTensorMode()
     player = copy.copy(trainer)
-    player.model = player.forward = copy.deepcopy(trainer.model, without_data(trainer.model, mode))
+    player.model = copy.deepcopy(trainer.model, without_data(trainer.model, mode))
+    player.hidden = player.model.hidden
     player.optimizers = Optimizers(player.model, trainer.config.optimizer, muon_dtype(device))
     player.state = copy.copy(trainer.state)
     player.scaler = torch.amp.GradScaler(device.type, enabled=False)

@@ -66,7 +66,7 @@ class Trainer:
         self.base_name = keep_base(config) if config.lora.rank else ""
         self.model = build_model(config, corpus.tokenizer).to(hardware.device)
         self.model.recompute = config.train.activation_checkpointing
-        self.forward = torch.compile(self.model) if hardware.compile else self.model
+        self.hidden = torch.compile(self.model.hidden) if hardware.compile else self.model.hidden
         self.optimizers = Optimizers(self.model, config.optimizer, muon_dtype(hardware.device))
         self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.precision == "fp16")
         global_batch = config.train.batch_size * config.train.grad_accum_steps
@@ -125,7 +125,7 @@ class Trainer:
         loss = torch.zeros((), device=device)
         for inputs, targets in batches.micro_batches:
             with self.hardware.autocast():
-                part = self.forward(inputs, targets) / batches.n_tokens
+                part = self.model.summed_loss(self.hidden(inputs), targets) / batches.n_tokens
             self.scaler.scale(part).backward()
             loss += part.detach()
         for optimizer, _ in self.optimizers.peaks:

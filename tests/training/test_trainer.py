@@ -206,15 +206,15 @@ def test_a_corpus_shorter_than_the_context_is_refused(make_config: MakeConfig, t
 def test_divergence_stops_with_the_last_checkpoint_intact(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    forward = Decoder.forward
+    loss = Decoder.summed_loss
 
     def poisoned(self: Decoder, *inputs: Any, **options: Any) -> Any:
         poisoned.calls += self.training  # type: ignore[attr-defined]
         nan = math.nan if poisoned.calls == 8 else 1  # type: ignore[attr-defined] # the first call rehearses
-        return forward(self, *inputs, **options) * nan
+        return loss(self, *inputs, **options) * nan
 
     poisoned.calls = 0  # type: ignore[attr-defined]
-    monkeypatch.setattr(Decoder, "forward", poisoned)
+    monkeypatch.setattr(Decoder, "summed_loss", poisoned)
     assert train(make_config()) == 1
     assert "step 7: the loss or its gradient is not finite" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "run/checkpoints").glob("step-*")] == ["step-00000004"]
