@@ -48,10 +48,12 @@ def timed(command: list[str], folder: Path) -> Times:
 
 
 def newleaf(options: list[str], folder: Path, prepared: bool) -> Times:
-    options = [*options, f"data.prepared_dir={folder / 'prepared'}", f"run_dir={folder / 'run'}"]
-    options += [f"train.max_steps={STEPS}", "train.log_every=1", f"train.eval_tokens={EVAL_TOKENS}"]
+    options = [*options, f"data.prepared_dir={folder / 'prepared'}"]
     if prepared:
-        subprocess.run([sys.executable, str(ROOT / "data/prepare.py"), *options], check=True, capture_output=True)
+        corpus = [option for option in options if option.startswith(("data", "tokenizer"))]
+        subprocess.run([sys.executable, str(ROOT / "data/prepare.py"), *corpus], check=True, capture_output=True)
+    options += [f"run_dir={folder / 'run'}", f"train.max_steps={STEPS}", "train.log_every=1"]
+    options.append(f"train.eval_tokens={EVAL_TOKENS}")
     return timed([sys.executable, "-u", str(ROOT / "train.py"), *options], folder)
 
 
