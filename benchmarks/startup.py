@@ -3,10 +3,11 @@
     python -m benchmarks.startup --text tinyshakespeare.txt --nanogpt nanoGPT --repeats 5
 
 Times are those at which lines of the command's output arrive: from the start of the process to the line of the first
-step, and from that of the last step to the end of the process, which includes a last evaluation, a checkpoint, samples
-and the curves. `prepared`: the corpus was tokenized before. Characters of Shakespeare: nanoGPT's CPU recipe, of which
-`experiment=shakespeare_char_cpu` is the counterpart, for a few steps. nanoGPT evaluates before its first step, and
-here on one batch only; it is prepared by a command of its own, whose time is included where it is not prepared before.
+step, and from that of the last step to the end of the process, which includes an evaluation of a few tokens, a
+checkpoint, a sample and the curves. `prepared`: the corpus was tokenized before. Characters of Shakespeare: nanoGPT's
+CPU recipe, of which `experiment=shakespeare_char_cpu` is the counterpart, for a few steps. nanoGPT evaluates before its
+first step, and here on one batch only; it is prepared by a command of its own, whose time is included where it is not
+prepared before.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from pathlib import Path
 from benchmarks.side_by_side import ROOT, Results, print_table, spread, write_json
 from benchmarks.time_to_loss import NANOGPT_RECIPE
 
-STEPS = 20
+STEPS = 5
+EVAL_TOKENS = 2048
 STEP = re.compile(r"(?:step|iter) +(\d+):? +loss ")  # of both programs
 Times = dict[str, float]
 
@@ -46,10 +48,13 @@ def timed(command: list[str], folder: Path) -> Times:
 
 
 def newleaf(options: list[str], folder: Path, prepared: bool) -> Times:
-    options = [*options, f"train.max_steps={STEPS}", "train.log_every=1", f"data.prepared_dir={folder / 'prepared'}"]
+    options = [*options, f"data.prepared_dir={folder / 'prepared'}"]
     if prepared:
-        subprocess.run([sys.executable, str(ROOT / "data/prepare.py"), *options], check=True, capture_output=True)
-    return timed([sys.executable, "-u", str(ROOT / "train.py"), *options, f"run_dir={folder / 'run'}"], folder)
+        corpus = [option for option in options if option.startswith(("data", "tokenizer"))]
+        subprocess.run([sys.executable, str(ROOT / "data/prepare.py"), *corpus], check=True, capture_output=True)
+    options += [f"run_dir={folder / 'run'}", f"train.max_steps={STEPS}", "train.log_every=1"]
+    options.append(f"train.eval_tokens={EVAL_TOKENS}")
+    return timed([sys.executable, "-u", str(ROOT / "train.py"), *options], folder)
 
 
 def nanogpt(checkout: Path, text: Path, folder: Path, prepared: bool) -> Times:

@@ -23,7 +23,7 @@ at the end of a part, or a single blank, and of both it takes all.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,10 @@ _WIDE_SPACE = r"\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _SPACE, _LINE_ENDS = r"\t\x0b\x0c " + _WIDE_SPACE, r"\r\n"
 _WIDE = re.compile(f"[{_WIDE_SPACE}]")
 _CUT, _END = "\0", "\1"  # marks in joined texts: of a cut before a last blank, and of a text's end
+
+
+STRETCH = 1 << 17  # characters that tiktoken gets at once, about
+_SAFE = re.compile(r"(?<=\S) ")
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -181,6 +185,16 @@ class CharacterEncoder:
         return ids, lengths_of(texts)
 
 
+def stretches(text: str) -> Iterator[str]:
+    """`text` in parts of about `STRETCH` characters, each but the first from a space on that follows something else
+    than a blank: no alternative of either expression goes on from there into a space."""
+    start = 0
+    while match := _SAFE.search(text, start + STRETCH):
+        yield text[start : match.start()]
+        start = match.start()
+    yield text[start:]
+
+
 class Cutter:
     """Marks where a text is cut for an expression without look-ahead: before a blank that stands between another one
     and something that is none. `line_ends`: whether that blank may be a line end."""
@@ -226,15 +240,19 @@ class TiktokenEncoder:
 
     def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         check_unicode(texts)  # tiktoken would replace a lone surrogate
-        joined = _END.join([*texts, ""])
-        if _CUT in joined or joined.count(_END) != len(texts):
+        if any(_CUT in text or _END in text for text in texts):
             return self._encode_with_marks_inside(texts)
-        text = self.cut_up(joined)
-        ids = self.encoding.encode_to_numpy(text, allowed_special={_CUT, _END}, disallowed_special=())
-        ids = ids[ids != self.cut]
+        # In stretches, as the heap would fragment where arrays of a megabyte come and go.
+        parts = [self._encode(part) for part in stretches(_END.join([*texts, ""]))]
+        ids = np.concatenate([np.zeros(0, dtype=np.uint32), *parts])
         is_token = ids != self.end
         ends = np.flatnonzero(~is_token) - np.arange(len(texts))  # counted in tokens
         return ids[is_token], np.diff(ends, prepend=0)
+
+    def _encode(self, text: str) -> np.ndarray:
+        """Ids of texts with their marks of an end."""
+        ids = self.encoding.encode_to_numpy(self.cut_up(text), allowed_special={_CUT, _END}, disallowed_special=())
+        return ids[ids != self.cut]
 
     def _encode_with_marks_inside(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Texts some of which hold the characters that serve as marks: all through `tokenizers`, which is slow."""

@@ -71,7 +71,7 @@ def encode_all(
     try:
         for side, batch, starts in _batches(pieces):
             waiting.append((side, pool.submit(encode_pieces, tokenizer, batch, starts)))
-            if len(waiting) > 2 * workers:
+            if len(waiting) > workers:
                 side, future = waiting.popleft()
                 yield side, future.result()
         while waiting:

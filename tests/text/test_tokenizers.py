@@ -18,6 +18,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 from gpt.config import TokenizerConfig
 from gpt.options import UserError
+from gpt.text import encoders
 from gpt.text.encoders import _LINE_ENDS, _SPACE, TiktokenEncoder, fast_encoder
 from gpt.text.tokenizers import END_OF_TEXT, Tokenizer
 from gpt.text.vocabularies import build_tokenizer, byte_level, default_vocab_size, train_bpe
@@ -70,7 +71,9 @@ def test_round_trip_of_any_text(build: Build, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_fast_path_equals_tokenizers(build: Build, name: str) -> None:
+@pytest.mark.parametrize("stretch", [encoders.STRETCH, 5])  # with the second, text is cut everywhere it can be
+def test_fast_path_equals_tokenizers(build: Build, name: str, stretch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoders, "STRETCH", stretch)
     tokenizer, rng = build(name), random.Random(2)
     fast = tokenizer._fast
     assert fast is not None
