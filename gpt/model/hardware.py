@@ -60,8 +60,8 @@ GPU_PEAKS = {
     "T4": 65e12,
 }
 NOT_WHOLE = re.compile(r"\b(Laptop|Max-Q|MIG)\b")  # a slower card of the same name, or a slice of one
-# Below this width the casts around bf16 matrix products cost more than the products save (AMX, torch 2.13).
-NARROWEST_BF16_ON_CPU = 256
+# Below this width the casts around bf16 matrix products cost what the products save (AMX, torch 2.13).
+NARROWEST_BF16_ON_CPU = 128
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from gpt.training.trainer import Trainer
 # best fit, leaves no gaps worth a word, so no formula can know them.
 LIBRARIES = 150 * 2**20
 GAPS = 0.25
+SMALL = 512 * 2**20  # bytes, besides the process itself
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,16 @@ class RehearsedFeed:
     def step(self, first_sequence: int) -> StepBatches:
         tokens = [torch.zeros(self.shape, dtype=torch.long, device=self.device) for _ in range(self.count)]
         return StepBatches([(one, one) for one in tokens], 1)
+
+
+def surely_small(trainer: Trainer) -> bool:
+    """Whether a run takes so little that rehearsing it, 0.9 s of imports, is not worth its time: by a bound that counts
+    every intermediate result of a step, in fp32, as if none were ever freed."""
+    model, train = trainer.config.model, trainer.config.train
+    tokens = max(train.batch_size, train.eval_batch_size or 0) * model.context_length
+    layer = 24 * model.n_embd + 8 * model.hidden_width + 4 * model.n_head * model.context_length
+    numbers = 4 * trainer.model.parameter_count() + tokens * (model.n_layer * layer + 4 * trainer.model.vocab_size)
+    return 4 * numbers < SMALL
 
 
 def predict_memory(trainer: Trainer) -> Memory:

@@ -19,7 +19,7 @@ from gpt.text.shards import Corpus, prepare
 from gpt.training.checkpoints import CheckpointFolder
 from gpt.training.initial import check_initial
 from gpt.training.interrupts import Interrupts
-from gpt.training.memory import predict_memory
+from gpt.training.memory import predict_memory, surely_small
 from gpt.training.report import Reporter
 from gpt.training.summary import print_start, print_summary
 from gpt.training.trainer import Diverged, Trainer
@@ -65,14 +65,15 @@ def train_locked(trainer: Trainer) -> int:
         print_summary(trainer, [])
         return 0
     (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    memory = predict_memory(trainer)
+    memory = None if surely_small(trainer) else predict_memory(trainer)
     print_start(trainer, memory)
     if state_before:
         changed = f", with {'; '.join(trainer.changes)}" if trainer.changes else ""
         say(f"continuing at step {trainer.state.step:,} of {config.train.max_steps:,}{changed}")
     reporter = Reporter(
-        config, run_dir, trainer.state, trainer.model, trainer.hardware, trainer.data.tokens_per_sequence, memory.peak
-    )
+        config, run_dir, trainer.state, trainer.model, trainer.hardware, trainer.data.tokens_per_sequence,
+        memory.peak if memory else None,
+    )  # fmt: skip
     with Interrupts() as interrupts:
         try:
             trainer.fit(reporter, interrupts)

@@ -12,7 +12,7 @@ from gpt.model.lora import trainable_parameter_count
 from gpt.text.streams import PairStream
 from gpt.training.evaluation import compressors
 from gpt.training.initial import initial_context
-from gpt.training.memory import Memory
+from gpt.training.memory import SMALL, Memory
 from gpt.training.metrics import duration, size
 from gpt.training.report import indented
 from gpt.training.trainer import Trainer
@@ -22,7 +22,7 @@ def console() -> Console:
     return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
-def print_start(trainer: Trainer, memory: Memory) -> None:
+def print_start(trainer: Trainer, memory: Memory | None) -> None:
     """The table at the start of a run, on standard error."""
     config, corpus = trainer.config, trainer.corpus
     parameters = trainer.model.parameter_count()
@@ -95,8 +95,10 @@ def describe_work(trainer: Trainer, parameters: int) -> str:
     )
 
 
-def describe_memory(memory: Memory) -> str:
-    """The peak that is predicted, and its parts."""
+def describe_memory(memory: Memory | None) -> str:
+    """The peak that is predicted, and its parts; None for one too small to be worth it."""
+    if memory is None:
+        return f"less than {size(SMALL)} besides the process"
     parts = {
         "the process": memory.process + memory.allowance,
         "weights": memory.weights,
