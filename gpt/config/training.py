@@ -87,7 +87,7 @@ class TrainConfig(Options):
         "auto", "torch.compile: auto uses it on CUDA, where it pays back", choices=("auto", "on", "off")
     )
     activation_checkpointing: bool = option(
-        False, "keep only the input of each block and compute the rest again in backward: less memory, a third slower"
+        False, "keep only the input of each block and compute the rest again in backward: less memory, more time"
     )
     deterministic: bool = option(False, "refuse kernels whose result varies from run to run (CUDA)")
 

@@ -31,7 +31,7 @@ from gpt.training.process import peak_memory, resident_memory
 from gpt.training.trainer import Trainer
 
 # Of a CPU's process, measured on the presets (`python -m benchmarks.memory`): matplotlib and oneDNN's kernels; and what
-# glibc's heap holds in gaps, from 14 to 40 % of all tensors. It never moves a block, keeps what is freed
+# glibc's heap holds in gaps, from 9 to 40 % of all tensors. It never moves a block, keeps what is freed
 # (`hardware.keep_freed_memory`), and small blocks that stay cut the room of large ones. A replay of the tensors alone,
 # best fit, leaves no gaps worth a word, so no formula can know them.
 LIBRARIES = 150 * 2**20

@@ -53,6 +53,14 @@ def test_a_rehearsal_counts_what_a_real_update_takes(variant: str, make_config: 
     assert evaluation == pytest.approx(real.peak, rel=0.02)
 
 
+def test_the_option_reaches_the_blocks(make_config: MakeConfig) -> None:
+    deep = {"n_layer": 8}
+    plain = rehearse(make_trainer(make_config, model=deep))
+    recomputing = rehearse(make_trainer(make_config, model=deep, train={"activation_checkpointing": True}))
+    assert recomputing[1] < 0.6 * plain[1]
+    assert recomputing[0::2] == plain[0::2]
+
+
 def test_live_bytes_are_those_of_storages_and_end_with_them() -> None:
     with LiveBytes() as counted:
         a = torch.ones(1000)
