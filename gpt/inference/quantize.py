@@ -86,13 +86,13 @@ class Int4Linear(nn.Module):
         rounded = (groups - zero).div_(scale).add_(8).round_().clamp_(0, 15)
         self.packed = torch._convert_weight_to_int4pack_for_cpu(rounded.int().flatten(1), 1)
         self.scales_and_zeros = torch.cat((scale, zero), dim=-1).transpose(0, 1).contiguous()  # [G, O, 2]
-        self.bias = linear.bias
+        self.bias = torch.zeros(len(groups)) if linear.bias is None else linear.bias  # a scalar would leave bf16
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., I] → [..., O], fp32."""
-        rows = x.flatten(0, -2).bfloat16()  # [N, I]
-        y = torch._weight_int4pack_mm_for_cpu(rows, self.packed, GROUP, self.scales_and_zeros).float()
-        return (y if self.bias is None else y.add_(self.bias)).unflatten(0, x.shape[:-1])
+        rows = x.reshape(-1, x.shape[-1]).bfloat16()  # [N, I]
+        y = torch._weight_int4pack_mm_for_cpu(rows, self.packed, GROUP, self.scales_and_zeros)  # bf16
+        return (y + self.bias).view(*x.shape[:-1], -1)  # fp32, as the bias is
 
 
 @torch.no_grad()
