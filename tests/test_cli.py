@@ -100,12 +100,12 @@ def test_the_same_argument_twice_is_no_mistake() -> None:
 def test_an_experiment_yields_to_the_command_line() -> None:
     plain = train("experiment=shakespeare_char_cpu")
     assert (plain.data.name, plain.tokenizer.name, plain.run_dir) == ("shakespeare", "char", "runs/shakespeare-mini")
-    assert (plain.model.n_layer, plain.model.n_embd, plain.train.max_steps) == (4, 128, 400)
+    assert (plain.model.n_layer, plain.model.n_embd, plain.train.max_steps) == (3, 128, 140)
     own = train(
         "data=text", "data.files=[x]", "experiment=shakespeare_char_cpu", "tokenizer=byte", "train.max_steps=60"
     )
     assert (own.data.name, own.data.files, own.tokenizer.name) == ("text", ("x",), "byte")
-    assert (own.model.n_layer, own.train.max_steps, own.run_dir) == (4, 60, "runs/text-mini")
+    assert (own.model.n_layer, own.train.max_steps, own.run_dir) == (3, 60, "runs/text-mini")
 
 
 @pytest.mark.parametrize("group", ["model", "tokenizer", "optimizer", "schedule", "experiment"])

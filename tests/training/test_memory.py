@@ -57,7 +57,7 @@ def test_the_option_reaches_the_blocks(make_config: MakeConfig) -> None:
     deep = {"n_layer": 8}
     plain = rehearse(make_trainer(make_config, model=deep))
     recomputing = rehearse(make_trainer(make_config, model=deep, train={"activation_checkpointing": True}))
-    assert recomputing[1] < 0.6 * plain[1]
+    assert recomputing[1] < 0.65 * plain[1]
     assert recomputing[0::2] == plain[0::2]
 
 

@@ -210,7 +210,7 @@ def test_divergence_stops_with_the_last_checkpoint_intact(
 
     def poisoned(self: Decoder, *inputs: Any, **options: Any) -> Any:
         poisoned.calls += self.training  # type: ignore[attr-defined]
-        nan = math.nan if poisoned.calls == 8 else 1  # type: ignore[attr-defined] # the first call rehearses
+        nan = math.nan if poisoned.calls == 7 else 1  # type: ignore[attr-defined]
         return loss(self, *inputs, **options) * nan
 
     poisoned.calls = 0  # type: ignore[attr-defined]
