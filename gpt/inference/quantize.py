@@ -2,7 +2,7 @@
 
 Decoding multiplies a few rows by every weight, once a token, so its time is that of reading the weights: fewer bytes
 are fewer seconds. All layouts compute each row by itself, and those of bf16, int8 and int4 to the same bits however
-many rows there are.
+many rows there are. In fp32 a row alone and among others differs in its last bits, with these layouts as without.
 
 - int8: weights in 255 steps, with a scale for each output; activations in 256 steps between the least and the largest
   of their own row, which wastes none on a skewed row such as GELU's. The products are sums of integers, and exact.

@@ -54,7 +54,7 @@ def cached_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Te
 
 def blocked_causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
     """As `causal_attention`, by blocks of queries that multiply only the keys they may see."""
-    return BlockedAttention.apply(q, k, v, dropout)
+    return BlockedAttention.apply(q, k, v, dropout, torch.is_grad_enabled())
 
 
 class BlockedAttention(torch.autograd.Function):
@@ -64,7 +64,7 @@ class BlockedAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float, training: bool) -> Tensor:
         (n_rows, n_heads, length, width), n_keys = q.shape, k.shape[1]
         keys, values = k.flatten(0, 1), v.flatten(0, 1)  # [B K, T, D]
         queries = (q * width**-0.5).reshape(len(keys), -1, length, width)
@@ -74,7 +74,8 @@ class BlockedAttention(torch.autograd.Function):
             scores = queries[:, :, start:stop].flatten(1, 2) @ keys[:, :stop].mT  # [B K, G t, s]
             scores.unflatten(1, (-1, stop - start))[..., start:].add_(future(stop - start, q.dtype, q.device))
             weights = torch.softmax(scores, dim=-1, out=scores)
-            kept.append(weights)
+            if training:
+                kept.append(weights)
             if dropout:
                 masks.append(dropout_mask(weights, dropout))
                 weights = weights * masks[-1]
@@ -104,7 +105,7 @@ class BlockedAttention(torch.autograd.Function):
         assert k_grad is not None
         assert v_grad is not None
         totals = (total.to(grad.dtype).view(len(grad), -1, *keys.shape[1:]) for total in (k_grad, v_grad))
-        return q_grad.mul_(keys.shape[2] ** -0.5).view(grad.shape), *totals, None
+        return q_grad.mul_(keys.shape[2] ** -0.5).view(grad.shape), *totals, None, None
 
 
 def blocks(length: int) -> list[tuple[int, int]]:

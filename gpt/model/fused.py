@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def activation_dtype(x: Tensor) -> torch.dtype:
@@ -79,6 +80,7 @@ class RMSNorm(torch.autograd.Function):
         return (x * scale).mul_(weight).to(dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale = ctx.saved_tensors
         normal = x * scale
@@ -95,6 +97,7 @@ class SwiGLU(torch.autograd.Function):
         return F.silu(gate).mul_(up)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         gate, up = x.chunk(2, dim=-1)
@@ -122,9 +125,10 @@ class NormaliseAndRotate(torch.autograd.Function):
         return turned.transpose(1, 2).to(heads.dtype, memory_format=torch.contiguous_format)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         heads, weight, cos, sin, scale = ctx.saved_tensors
-        grad = grad.transpose(1, 2).to(cos.dtype)  # [B, T, h, D]
+        grad = grad.transpose(1, 2).to(scale.dtype)  # [B, T, h, D]
         back = (grad * cos).addcmul_(swap(grad), sin, value=-1)  # of y: rotated by the negative angle
         normal = heads * scale
         weight_grad = (back * normal).sum(dim=(0, 1)) if ctx.needs_input_grad[1] else None

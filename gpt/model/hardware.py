@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import shutil
 import time
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
@@ -111,6 +112,8 @@ def choose_hardware(device: str, precision: str, width: int, compile: str = "off
         raise UserError(f"precision=fp16 needs a CUDA device, not {place}; use bf16 or fp32")
     if place.type == "cpu":
         keep_freed_memory()
+        if compile == "on" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
+            raise UserError("train.compile=on needs a C++ compiler, g++ or clang++; install one, or use off")
     if place.type == "cuda" and precision != "fp32":
         torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
     return Hardware(place, precision, compile == "on" or (compile == "auto" and place.type == "cuda"))
@@ -187,7 +190,9 @@ def gpu_peak(name: str) -> float | None:
     """The entry of `GPU_PEAKS` for a device with this name; None where there is none."""
     if NOT_WHOLE.search(name):
         return None
-    return next((peak for part, peak in GPU_PEAKS.items() if re.search(rf"\b{part}\b", name)), None)
+    return next(
+        (peak for part, peak in GPU_PEAKS.items() if re.search(rf"\b{part}\b(?! (?:Ti|SUPER|D)\b)", name)), None
+    )
 
 
 def measure_peak(hardware: Hardware, size: int = 1024, seconds: float = 0.06) -> float:

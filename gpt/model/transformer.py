@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gpt.config import ModelConfig
 from gpt.model.attention import cached_attention, causal_attention
-from gpt.model.fused import by_hand, dropout, normalise_and_rotate, rms_norm, rotate, swiglu
+from gpt.model.fused import activation_dtype, by_hand, dropout, normalise_and_rotate, rms_norm, rotate, swiglu
 from gpt.model.kv_cache import KVCache
 from gpt.model.loss import head_loss, summed_cross_entropy
 
@@ -129,6 +129,8 @@ class Decoder(nn.Module):
         of 40,960 tokens and a vocabulary of 151,936 would take 25 GB.
         """
         if torch.is_grad_enabled():
+            if activation_dtype(x) is torch.float16:  # sums over tokens would overflow before the scaler sees them
+                return summed_cross_entropy(self.training_logits(x), targets)
             return head_loss(x, self.head.weight, targets, self.vocab_size)
         parts = zip(x.flatten(0, 1).split(LOSS_POSITIONS), targets.flatten().split(LOSS_POSITIONS), strict=True)
         return torch.stack([summed_cross_entropy(self.training_logits(part), aims) for part, aims in parts]).sum()
@@ -210,8 +212,7 @@ class Attention(nn.Module):
 
     def queries_keys_values(self, heads: Tensor, rotary: Tensor | None) -> tuple[Tensor, ...]:
         """Split [B, T, H + 2 K, D] into three of [B, H or K, T, D], normalised and rotated as the dialect does."""
-        if self.normalise_qk and by_hand(heads):
-            assert rotary is not None
+        if self.normalise_qk and by_hand(heads) and rotary is not None and rotary.dim() == 3:
             n_q, n_k, _ = self.heads
             weight = torch.cat((self.q_norm.weight.expand(n_q, -1), self.k_norm.weight.expand(n_k, -1)))
             turned = normalise_and_rotate(heads[:, :, : n_q + n_k], weight, rotary, self.norm_eps)

@@ -50,6 +50,12 @@ class Feed:
         ]
         return StepBatches(moved, ready.n_tokens)
 
+    def close(self) -> None:
+        """Forget what was read ahead, and end the thread."""
+        self.ahead = None
+        if self.reader is not None:
+            self.reader.shutdown(cancel_futures=True)
+
     def read(self, first_sequence: int) -> StepBatches:
         """The same in the memory of the CPU, pinned for a GPU."""
         micro_batches, n_tokens = [], 0

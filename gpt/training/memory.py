@@ -102,6 +102,11 @@ class RehearsedFeed:
         return StepBatches([(one, one) for one in tokens], 1)
 
 
+def predictable(trainer: Trainer) -> bool:
+    """Whether a rehearsal is worth its time, and known to work on the device."""
+    return trainer.hardware.device.type in ("cpu", "cuda") and not surely_small(trainer)
+
+
 def surely_small(trainer: Trainer) -> bool:
     """Whether a run takes so little that rehearsing it, 0.9 s of imports, is not worth its time: by a bound that counts
     every intermediate result of a step, in fp32, as if none were ever freed."""

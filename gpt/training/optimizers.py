@@ -130,16 +130,21 @@ class Optimizers:
         """One update with every learning rate at `scale` of its peak, of gradients that are unscaled already.
 
         `divisor` (scalar): what gradients are divided by, as `clip_divisor` finds it. AdamW's kernel does it as it
-        reads them, through the attribute that `torch.amp.GradScaler` uses.
+        reads them, through the attribute that `torch.amp.GradScaler` uses; that of MPS passes it over.
         """
         for optimizer, peak in self.peaks:
             for group in optimizer.param_groups:
                 group["lr"] = peak * scale
             if isinstance(optimizer, BatchedMuon):
                 optimizer.step(divisor=divisor)
-            else:
+                continue
+            if divisor is not None and divisor.device.type in ("cpu", "cuda"):
                 optimizer.grad_scale = divisor  # type: ignore[attr-defined]
-                optimizer.step()
+            elif divisor is not None:
+                params = (param for group in optimizer.param_groups for param in group["params"])
+                torch._foreach_div_([param.grad for param in params if param.grad is not None], divisor)
+            optimizer.step()
+            optimizer.grad_scale = None  # type: ignore[attr-defined]
         if self.config.l1:
             self.shrink()
 

@@ -124,10 +124,12 @@ class Reporter:
             self.mark, self.mark_step = time.perf_counter(), step
 
     def close(self) -> None:
-        if self.undrawn:
-            self.draw()
-        for sink in (self.line, self.metrics, self.samples, self.wandb):
-            sink.close()
+        try:
+            if self.undrawn:
+                self.draw()
+        finally:
+            for sink in (self.line, self.metrics, self.samples, self.wandb):
+                sink.close()
 
 
 def indented(text: str) -> str:

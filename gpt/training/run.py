@@ -19,7 +19,7 @@ from gpt.text.shards import Corpus, prepare
 from gpt.training.checkpoints import CheckpointFolder
 from gpt.training.initial import check_initial
 from gpt.training.interrupts import Interrupts
-from gpt.training.memory import predict_memory, surely_small
+from gpt.training.memory import predict_memory, predictable
 from gpt.training.report import Reporter
 from gpt.training.summary import print_start, print_summary
 from gpt.training.trainer import Diverged, Trainer
@@ -65,7 +65,7 @@ def train_locked(trainer: Trainer) -> int:
         print_summary(trainer, [])
         return 0
     (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    memory = None if surely_small(trainer) else predict_memory(trainer)
+    memory = predict_memory(trainer) if predictable(trainer) else None
     print_start(trainer, memory)
     if state_before:
         changed = f", with {'; '.join(trainer.changes)}" if trainer.changes else ""
@@ -81,6 +81,7 @@ def train_locked(trainer: Trainer) -> int:
             say(f"{error}. {advice(trainer)}")
             return 1
         finally:
+            trainer.feed.close()
             reporter.close()
     if not trainer.done:
         say(f"Stopped after step {trainer.state.step:,} and saved. The same command continues.")

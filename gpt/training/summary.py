@@ -12,7 +12,7 @@ from gpt.model.lora import trainable_parameter_count
 from gpt.text.streams import PairStream
 from gpt.training.evaluation import compressors
 from gpt.training.initial import initial_context
-from gpt.training.memory import SMALL, Memory
+from gpt.training.memory import SMALL, Memory, surely_small
 from gpt.training.metrics import duration, size
 from gpt.training.report import indented
 from gpt.training.trainer import Trainer
@@ -38,7 +38,7 @@ def print_start(trainer: Trainer, memory: Memory | None) -> None:
         "optimizer": describe_optimizer(trainer),
         "training": describe_work(trainer, parameters),
         "hardware": trainer.hardware.describe(config.model.head_width),
-        "memory": describe_memory(memory),
+        "memory": describe_memory(memory) if memory else describe_small(trainer),
     }
     out = console()
     for name, value in rows.items():
@@ -95,10 +95,13 @@ def describe_work(trainer: Trainer, parameters: int) -> str:
     )
 
 
-def describe_memory(memory: Memory | None) -> str:
-    """The peak that is predicted, and its parts; None for one too small to be worth it."""
-    if memory is None:
-        return f"less than {size(SMALL)} besides the process"
+def describe_small(trainer: Trainer) -> str:
+    """What is known without a rehearsal; "" for nothing."""
+    return f"less than {size(SMALL)} besides the process" if surely_small(trainer) else ""
+
+
+def describe_memory(memory: Memory) -> str:
+    """The peak that is predicted, and its parts."""
     parts = {
         "the process": memory.process + memory.allowance,
         "weights": memory.weights,

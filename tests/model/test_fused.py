@@ -7,10 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpt.config import ModelConfig
 from gpt.model.attention import blocked_causal_attention
 from gpt.model.fused import dropout, dropout_mask, normalise_and_rotate, rms_norm, swiglu
+from gpt.model.kv_cache import KVCache
 from gpt.model.loss import HeadLoss, head_loss
+from gpt.model.transformer import Decoder
 from gpt.text.batches import IGNORE
+from gpt.training.memory import LiveBytes
 
 EPS = 1e-5
 
@@ -145,3 +149,42 @@ def test_dropout_keeps_the_mean_and_its_share(probability: float):
 def test_dropout_of_nothing_is_the_input():
     x = torch.randn(3)
     assert dropout(x, 0.0) is x
+
+
+def test_second_derivatives_are_refused():
+    x, weight = torch.randn(3, 4, requires_grad=True), torch.rand(4, requires_grad=True)
+    (first,) = torch.autograd.grad(rms_norm(x, weight, EPS).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+def test_attention_without_gradients_keeps_one_block_at_a_time():
+    q = torch.randn(1, 2, 2048, 4)
+    with torch.no_grad(), LiveBytes() as live:
+        blocked_causal_attention(q, q, q)
+    assert live.peak < 4 * 2 * 2048 * 2048 / 3, "less than a third of all probabilities"
+
+
+def test_a_cached_forward_is_the_same_with_gradients():
+    """Rows of unequal length turn by angles of their own."""
+    torch.manual_seed(0)
+    config = ModelConfig(n_layer=1, n_head=3, n_embd=24, context_length=16)
+    model = Decoder(config, 40)
+    torch.nn.init.normal_(model.blocks[0].attention.out.weight)
+    found = []
+    for training in (True, False):
+        cache = KVCache(config, 2, 16, "cpu", torch.float32)
+        with torch.set_grad_enabled(training):
+            cache.lengths = [2, 5]
+            found.append(model(torch.arange(6).view(2, 3), cache=cache).detach())
+    torch.testing.assert_close(*found)
+
+
+def test_the_gradient_of_many_tokens_fits_fp16():
+    """Divided by their number before it is made, as a sum it would not."""
+    model = Decoder(ModelConfig(n_layer=1, n_head=1, n_embd=8, context_length=4), 64)
+    x, targets = torch.randn(20_000, 1, 8), torch.randint(64, (20_000, 1))
+    x[..., 0] = 30
+    with torch.autocast("cpu", torch.float16):
+        (model.summed_loss(x, targets) / len(x)).backward()
+    assert model.head.weight.grad.isfinite().all()

@@ -85,6 +85,9 @@ def test_what_was_asked_for_is_used_and_said() -> None:
         ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
         ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
         ("NVIDIA GeForce GTX 1080", None),
+        ("NVIDIA GeForce RTX 3080 Ti", None),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("NVIDIA GeForce RTX 4080 SUPER", 104),
     ],
 )
 def test_peaks_are_those_of_the_named_gpu(name: str, teraflops: float | None) -> None:
@@ -132,3 +135,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
         command = [sys.executable, "-c", code.replace("KEEP", str(keep))]
         faults[keep] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert faults[True] < faults[False] / 2  # now and then a small block lies in the way
+
+
+def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(UserError, match=r"train\.compile=on needs a C\+\+ compiler.*use off"):
+        choose_hardware("cpu", "fp32", 64, "on")
+    assert not choose_hardware("cpu", "fp32", 64, "auto").compile
