@@ -53,7 +53,7 @@ def newleaf(options: list[str], folder: Path, prepared: bool) -> Times:
         corpus = [option for option in options if option.startswith(("data", "tokenizer"))]
         subprocess.run([sys.executable, str(ROOT / "data/prepare.py"), *corpus], check=True, capture_output=True)
     options += [f"run_dir={folder / 'run'}", f"train.max_steps={STEPS}", "train.log_every=1"]
-    options.append(f"train.eval_tokens={EVAL_TOKENS}")
+    options += [f"train.eval_tokens={EVAL_TOKENS}", "schedule.warmup_steps=0"]
     return timed([sys.executable, "-u", str(ROOT / "train.py"), *options], folder)
 
 
