@@ -38,17 +38,20 @@ class Feed:
 
     def step(self, first_sequence: int) -> StepBatches:
         """The batches of the step that starts with this sequence."""
-        if self.reader is None:
-            return self.read(first_sequence)
-        started, self.ahead = self.ahead, None
-        ready = started[1].result() if started and started[0] == first_sequence else self.read(first_sequence)
-        following = first_sequence + self.batch_size * self.count
-        self.ahead = following, self.reader.submit(self.read, following)
+        ready = self.read(first_sequence) if self.reader is None else self.read_ahead(self.reader, first_sequence)
         moved = [
-            (inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True))
+            (inputs.to(self.device, non_blocking=self.pinned), targets.to(self.device, non_blocking=self.pinned))
             for inputs, targets in ready.micro_batches
         ]
         return StepBatches(moved, ready.n_tokens)
+
+    def read_ahead(self, reader: ThreadPoolExecutor, first_sequence: int) -> StepBatches:
+        """What `read` gives, ready where the step before has asked for it; asks for that of the step after."""
+        started, self.ahead = self.ahead, None
+        ready = started[1].result() if started and started[0] == first_sequence else self.read(first_sequence)
+        following = first_sequence + self.batch_size * self.count
+        self.ahead = following, reader.submit(self.read, following)
+        return ready
 
     def close(self) -> None:
         """Forget what was read ahead, and end the thread."""

@@ -2,8 +2,8 @@
 
 The rehearsal calls the trainer's own `update` and the evaluation's forward pass under torch's `FakeTensorMode`, and
 counts the bytes of all tensors that are alive at once. So it knows what every operation keeps and makes, and follows
-the code as that changes; a formula would have to be told. What no tensor shows is added: the process as it stands, and
-`ALLOWANCE`. It takes less than a second for GPT-2 124M, and a tenth for the default model.
+the code as that changes; a formula would have to be told. What no tensor shows is added: the process as it stands,
+`LIBRARIES` and `GAPS`. It takes less than a second for GPT-2 124M, and a tenth for the default model.
 
 A rehearsal also proves that a step never looks at its data, for which a GPU would have to stop: without data, that
 raises `DataDependentOutputException` (tests/training/test_memory.py).

@@ -79,3 +79,11 @@ def test_an_error_while_reading_ahead_is_that_of_its_step(monkeypatch: pytest.Mo
     feed.step(0)
     with pytest.raises(OSError, match="disk"):
         feed.step(2)
+
+
+def test_batches_come_to_a_device_that_is_not_read_ahead_for() -> None:
+    """As MPS; meta tensors stand in for its own."""
+    feed = Feed(Numbered(), 2, 2, torch.device("meta"))
+    batches = feed.step(0)
+    assert {tensor.device.type for pair in batches.micro_batches for tensor in pair} == {"meta"}
+    assert batches.n_tokens == 2 * 2 * 3 - 1
