@@ -45,7 +45,10 @@ def head_loss(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Te
 
 
 class HeadLoss(torch.autograd.Function):
-    """Makes the gradients with the loss, which the backward pass scales; so it can run backward only once."""
+    """As `head_loss` of x [N, C] and targets [N], by `rows` at a time, with products in `dtype`.
+
+    Makes the gradients with the loss, and the backward pass scales them in place; so it can run backward only once.
+    """
 
     @staticmethod
     def forward(
@@ -69,7 +72,7 @@ class HeadLoss(torch.autograd.Function):
                 likelihood = probabilities.gather(1, target)
                 piece.copy_(probabilities.scatter_(1, target, likelihood - 1))  # softmax - onehot
                 loss -= likelihood.clamp_(min=SMALLEST).log_().mul_(mask).sum()
-            gradient = logits
+            gradient = logits  # by now
             torch.mm(gradient, table, out=x_grad[chunk])
             if ctx.needs_input_grad[1]:
                 part = gradient.T @ counted[chunk]  # [P, C]
