@@ -68,6 +68,11 @@ class TrainConfig(Options):
     checkpoint_every: int | None = option(
         None, "updates between checkpoints; null: at each evaluation", unit="steps", low=1
     )
+    async_save: bool = option(
+        True,
+        "write checkpoints while training goes on, from a copy of the weights and the optimizer's state in memory; "
+        "false: wait for each instead",
+    )
     keep_checkpoints: int = option(2, "newest checkpoints kept, besides the best", low=1)
     early_stop_patience: int | None = option(
         None, "stop after so many evaluations in a row without a better loss; null: never", low=1
@@ -89,6 +94,13 @@ class TrainConfig(Options):
     activation_checkpointing: bool = option(
         False, "keep only the input of each block and compute the rest again in backward: less memory, more time"
     )
+    on_nonfinite: str = option(
+        "stop",
+        "where the loss, its gradient or a weight is not finite: stop with the last checkpoint intact, or rollback to "
+        "it and go on without that batch",
+        choices=("stop", "rollback"),
+    )
+    max_rollbacks: int = option(3, "rollback: how often in a run, then stop", low=1)
     deterministic: bool = option(False, "refuse kernels whose result varies from run to run (CUDA)")
 
     def mistakes(self) -> list[Mistake]:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from gpt.config import LORA_TARGETS, ModelConfig
+from gpt.model.checksums import checked_weights
 from gpt.model.context import adapt
 from gpt.model.dialects import Entry, tensor_table
 from gpt.model.find import find_model
@@ -53,15 +54,17 @@ SAMPLES = 1024  # about so many numbers of each tensor go into a fingerprint; al
 def open_model(folder: Path) -> Decoder:
     """The decoder in a folder, in fp32 on the CPU; that of an adapter folder is its base with the adapters merged.
 
-    Raises UserError where either folder is not whole, or the base is not there or not the one that was adapted.
+    Raises UserError where either folder is not whole, the weights are not what their checksums say, or the base is not
+    there or not the one that was adapted.
     """
-    if is_adapter(folder):
-        model = load_model(find_base(folder))
-        load_adapters(model, folder)
-        merge_adapters(model)
-        adapt(model, adapted_config(folder, model.config))
-    else:
-        model = load_model(folder)
+    with checked_weights(folder):
+        if is_adapter(folder):
+            model = load_model(find_base(folder))
+            load_adapters(model, folder)
+            merge_adapters(model)
+            adapt(model, adapted_config(folder, model.config))
+        else:
+            model = load_model(folder)
     for name, parameter in model.named_parameters():
         if not torch.stack(torch.aminmax(parameter)).isfinite().all():  # of `parameter.isfinite()` there are copies
             raise UserError(f"{folder}: the weights are damaged: {name} holds what is no finite number")

@@ -1,11 +1,13 @@
 """Checkpoints: model folders with the trainer's state beside them, published whole or not at all.
 
     <run>/checkpoints/step-00000500/    config.json model.safetensors tokenizer.json …   (a Hugging Face folder)
-                          trainer/      state.json optimizer.safetensors random.safetensors
+                          trainer/      state.json optimizer.safetensors random.safetensors SHA256SUMS
     <run>/checkpoints/best              a link to the step with the lowest validation loss, else to the last
+    <run>/checkpoints/damaged-00000500  what a step's folder became when its checksums no longer held
 
 A checkpoint is written under another name, flushed to the disk, then renamed (as OLMo-core's `checkpoint.py`), so a
-folder with a step's name is always complete. Nothing in it is a pickle.
+folder with a step's name was complete when it got it; its checksums tell whether it still is. No file of a checkpoint
+is ever changed. Nothing in it is a pickle.
 """
 
 from __future__ import annotations
@@ -27,12 +29,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gpt.config import RunConfig
+from gpt.model.checksums import SUMS, damage, has_sums, write_sums
 from gpt.model.tensor_files import write_safetensors
 from gpt.options import UserError, defaults
 
 TRAINER, STATE, OPTIMIZER, RANDOM = "trainer", "state.json", "optimizer.safetensors", "random.safetensors"
-FORMAT = 1
-STEP_PREFIX, PARTIAL_PREFIX = "step-", "partial-"
+FORMAT = 2
+WITHOUT_SUMS = 1  # the format before checksums
+STEP_PREFIX, PARTIAL_PREFIX, DAMAGED_PREFIX = "step-", "partial-", "damaged-"
 
 
 @dataclass
@@ -47,6 +51,8 @@ class TrainerState:
     bad_evaluations: int = 0  # since the best
     elapsed_seconds: float = 0.0  # of training and evaluation, over all sessions
     base: dict[str, Any] = field(default_factory=dict)  # of fine-tuning: what the initial model scored and wrote
+    rollbacks: int = 0  # to an earlier checkpoint, after numbers that were not finite
+    skipped: list[list[int]] = field(default_factory=list)  # by them: the first sequence of each batch, and how many
     wandb_id: str | None = None
     scaler: dict[str, Any] = field(default_factory=dict)  # of fp16 gradients
     identity: dict[str, Any] = field(default_factory=dict)  # what may not change: model, tokenizer, corpus, seed …
@@ -70,6 +76,29 @@ class CheckpointFolder:
     def latest(self) -> Path | None:
         steps = self.steps()
         return self.at(steps[-1]) if steps else None
+
+    def set_damaged_aside(self) -> list[str]:
+        """Make `latest` lead to a checkpoint that is as it was written, by renaming newer ones that are not; a line for
+        each. Raises UserError where none is left."""
+        found: list[str] = []
+        while folder := self.latest():
+            why = what_is_wrong(folder)
+            if why is None:
+                return found
+            found.append(self.set_aside(folder, why))
+        if lost := sorted(path.name for path in self.path.glob(f"{DAMAGED_PREFIX}*")):
+            raise UserError(
+                "\n".join([*found, f"{self.path} has no other checkpoint to continue from ({', '.join(lost)}); "])
+                + "put a copy of one back under its old name, or start anew in another run_dir"
+            )
+        return found
+
+    def set_aside(self, folder: Path, why: str) -> str:
+        """Rename a damaged checkpoint, which its owner may still want to look at; what is said of it."""
+        name = folder.name.replace(STEP_PREFIX, DAMAGED_PREFIX)
+        shutil.rmtree(self.path / name, ignore_errors=True)
+        folder.rename(self.path / name)
+        return f"The checkpoint {folder} is damaged: {why}. It is now called {name}."
 
     def publish(self, step: int, write: Callable[[Path], None]) -> Path:
         """Have `write` fill the folder of a step. A failure leaves no trace."""
@@ -138,13 +167,27 @@ def flush_folder(folder: Path) -> None:
 
 
 def write_trainer(folder: Path, state: TrainerState, optimizer: dict[str, Tensor], random: dict[str, Tensor]) -> None:
-    """Write the trainer's part of a checkpoint."""
+    """Write the trainer's part of a checkpoint, last the checksums of all its files."""
     trainer = folder / TRAINER
     trainer.mkdir()
     text = json.dumps({"format": FORMAT} | asdict(state), indent=1, ensure_ascii=False)
     (trainer / STATE).write_text(text + "\n", encoding="utf-8")
     write_safetensors({name: tensor.cpu().contiguous() for name, tensor in optimizer.items()}, trainer / OPTIMIZER)
     write_safetensors(random, trainer / RANDOM)
+    write_sums(folder)
+
+
+def what_is_wrong(folder: Path) -> str | None:
+    """How a checkpoint differs from what was written, in words; None where it does not."""
+    if has_sums(folder):
+        return damage(folder)
+    try:
+        state = json.loads((folder / TRAINER / STATE).read_text(encoding="utf-8"))
+        if state["format"] == WITHOUT_SUMS:
+            return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        return f"{TRAINER}/{STATE} cannot be read ({error})"
+    return f"{SUMS} is missing"
 
 
 def has_state(folder: Path) -> bool:
@@ -157,7 +200,7 @@ def read_state(folder: Path) -> TrainerState:
     path = folder / TRAINER / STATE
     try:
         keys = json.loads(path.read_text(encoding="utf-8"))
-        if keys.pop("format") != FORMAT:
+        if keys.pop("format") not in (WITHOUT_SUMS, FORMAT):
             raise UserError(f"{path} was written by another version of Newleaf; start in a new run_dir")
         state = TrainerState(**keys)
         check_state(state)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that the loop honours between two steps."""
+"""Ctrl-C, SIGTERM and a step that was named, as a request that the loop honours between two steps."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from typing import Any
 
 
 class Interrupts:
-    """While entered, the first SIGINT or SIGTERM is only noted in `received`; a second SIGINT stops at once."""
+    """While entered, the first SIGINT or SIGTERM is only noted in `received`; a second SIGINT stops at once.
 
-    def __init__(self) -> None:
+    `stop_at`: the step after which to stop as if a signal had come, or None.
+    """
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.stop_at = stop_at
         self.received: signal.Signals | None = None
         self.previous: dict[signal.Signals, Any] = {}
 
@@ -32,6 +36,10 @@ class Interrupts:
         os.write(
             2, b"\nStopping after this step and saving; Ctrl-C again stops at once.\n"
         )  # print may not be reentered
+
+    def stop(self, step: int) -> bool:
+        """Whether to stop after this step."""
+        return self.received is not None or (self.stop_at is not None and step >= self.stop_at)
 
     @property
     def exit_status(self) -> int:

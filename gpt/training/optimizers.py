@@ -46,9 +46,13 @@ class BatchedMuon(torch.optim.Muon):
 
     @torch.no_grad()
     def step(  # type: ignore[override]
-        self, closure: Callable[[], float] | None = None, divisor: Tensor | None = None
+        self,
+        closure: Callable[[], float] | None = None,
+        divisor: Tensor | None = None,
+        keep_still: Tensor | None = None,
     ) -> None:
-        """Update every matrix that has a gradient, which is divided by `divisor` first. A closure is not supported."""
+        """Update every matrix that has a gradient, which is divided by `divisor` first, unless the device holds true in
+        `keep_still` (scalar bool). A closure is not supported."""
         assert closure is None
         for group in self.param_groups:
             gradients = {param: param.grad for param in group["params"] if param.grad is not None}
@@ -56,29 +60,38 @@ class BatchedMuon(torch.optim.Muon):
                 continue
             if divisor is not None:
                 torch._foreach_div_(list(gradients.values()), divisor)
+            decay: float | Tensor = 1 - group["lr"] * group["weight_decay"]
+            if keep_still is not None:
+                decay = torch.where(keep_still, 1.0, decay)
             by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = defaultdict(list)
-            for param, update in zip(gradients, self.momentum_updates(gradients, group), strict=True):
+            for param, update in zip(gradients, self.momentum_updates(gradients, group, keep_still), strict=True):
                 by_shape[tuple(sorted(param.shape))].append((param, update))
             for matrices in by_shape.values():
-                self.apply(matrices, group)
+                torch._foreach_mul_([param for param, _ in matrices], decay)
+                self.apply(matrices, group, keep_still)
 
-    def momentum_updates(self, gradients: dict[Tensor, Tensor], group: Mapping[str, Any]) -> list[Tensor]:
+    def momentum_updates(
+        self, gradients: dict[Tensor, Tensor], group: Mapping[str, Any], keep_still: Tensor | None
+    ) -> list[Tensor]:
         for param in gradients:
             if not self.state[param]:
                 self.state[param]["momentum_buffer"] = torch.zeros_like(param)
         buffers = [self.state[param]["momentum_buffer"] for param in gradients]
         new = list(gradients.values())
+        if keep_still is not None:  # the mean of a number and itself is that number
+            new = [torch.where(keep_still, *pair) for pair in zip(buffers, new, strict=True)]
         torch._foreach_lerp_(buffers, new, 1 - group["momentum"])
         return list(torch._foreach_lerp(new, buffers, group["momentum"])) if group["nesterov"] else buffers
 
-    def apply(self, matrices: list[tuple[Tensor, Tensor]], group: Mapping[str, Any]) -> None:
+    def apply(self, matrices: list[tuple[Tensor, Tensor]], group: Mapping[str, Any], keep_still: Tensor | None) -> None:
         """Orthogonalise the updates of matrices that are of one shape once each has no more rows than columns."""
         params, tall = [param for param, _ in matrices], [param.shape[0] > param.shape[1] for param, _ in matrices]
         wide = torch.empty(len(params), *sorted(params[0].shape), dtype=self.compute_dtype, device=params[0].device)
         for place, transposed, (_, update) in zip(wide, tall, matrices, strict=True):
             place.copy_(update.T if transposed else update)
         made = orthogonalise(wide, group["ns_coefficients"], group["ns_steps"], group["eps"]).float()
-        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        if keep_still is not None:
+            made = torch.where(keep_still, 0.0, made)
         for transposed, param, update in zip(tall, params, made, strict=True):
             rows, columns = param.shape
             scale = group["lr"] * math.sqrt(max(1, rows / columns))
@@ -126,37 +139,41 @@ class Optimizers:
             )
             self.peaks.append((muon, config.matrix_lr))
 
-    def step(self, scale: float, divisor: Tensor | None = None) -> None:
+    def step(self, scale: float, divisor: Tensor | None = None, keep_still: Tensor | None = None) -> None:
         """One update with every learning rate at `scale` of its peak, of gradients that are unscaled already.
 
         `divisor` (scalar): what gradients are divided by, as `clip_divisor` finds it. AdamW's kernel does it as it
         reads them, through the attribute that `torch.amp.GradScaler` uses; that of MPS passes it over.
+        `keep_still` (scalar bool, on the device): where true nothing changes, neither weights nor state, without the
+        host's knowing; not on MPS.
         """
         for optimizer, peak in self.peaks:
             for group in optimizer.param_groups:
                 group["lr"] = peak * scale
             if isinstance(optimizer, BatchedMuon):
-                optimizer.step(divisor=divisor)
+                optimizer.step(divisor=divisor, keep_still=keep_still)
                 continue
             if divisor is not None and divisor.device.type in ("cpu", "cuda"):
                 optimizer.grad_scale = divisor  # type: ignore[attr-defined]
             elif divisor is not None:
                 params = (param for group in optimizer.param_groups for param in group["params"])
                 torch._foreach_div_([param.grad for param in params if param.grad is not None], divisor)
+            optimizer.found_inf = None if keep_still is None else keep_still.float()  # type: ignore[attr-defined]
             optimizer.step()
-            optimizer.grad_scale = None  # type: ignore[attr-defined]
+            optimizer.grad_scale = optimizer.found_inf = None  # type: ignore[attr-defined]
         if self.config.l1:
-            self.shrink()
+            self.shrink(keep_still)
 
     @torch.no_grad()
-    def shrink(self) -> None:
+    def shrink(self, keep_still: Tensor | None) -> None:
         """Move every decayed weight towards zero by lr * l1, stopping there."""
         for optimizer, _ in self.peaks:
             for group in optimizer.param_groups:
                 for param in group["params"]:
                     if param.dim() >= 2:
                         threshold = group["lr"] * self.config.l1
-                        param.copy_(torch.nn.functional.softshrink(param, threshold))
+                        shrunk = torch.nn.functional.softshrink(param, threshold)
+                        param.copy_(shrunk if keep_still is None else torch.where(keep_still, param, shrunk))
 
     def zero_grad(self) -> None:
         for param in self.names:

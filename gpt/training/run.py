@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,18 +18,21 @@ from gpt.options import UserError, to_yaml
 from gpt.text.batches import TrainingData, counted_tokens, training_data
 from gpt.text.shards import Corpus, prepare
 from gpt.training.checkpoints import CheckpointFolder
+from gpt.training.diagnosis import diagnose, write_report
+from gpt.training.finite import Diverged
 from gpt.training.initial import check_initial
 from gpt.training.interrupts import Interrupts
-from gpt.training.memory import predict_memory, predictable
+from gpt.training.memory import Memory, predict_memory, predictable
 from gpt.training.report import Reporter
 from gpt.training.summary import print_start, print_summary
-from gpt.training.trainer import Diverged, Trainer
+from gpt.training.trainer import Trainer
 
 
-def train(config: RunConfig) -> int:
+def train(config: RunConfig, stop_at: int | None = None) -> int:
     """Start or continue the run that `config` describes. Returns the exit status.
 
-    0: the run is complete; 1: it diverged; 130 or 143: it was interrupted and can be continued. Raises UserError.
+    0: the run is complete; 1: it diverged; 130 or 143: it was interrupted and can be continued. `stop_at`: the step
+    after which to save and stop as if interrupted, with status 0. Raises UserError.
     """
     run_dir = Path(config.run_dir).expanduser()
     hardware = choose_hardware(config.train.device, config.train.precision, config.model.n_embd, config.train.compile)
@@ -47,7 +51,9 @@ def train(config: RunConfig) -> int:
         raise UserError(f"run_dir={run_dir} cannot be made ({error.strerror}); choose another run_dir") from None
     try:
         with FileLock(run_dir / ".lock", timeout=0):
-            return train_locked(Trainer(config, corpus, hardware, run_dir))
+            for line in CheckpointFolder(run_dir).set_damaged_aside():
+                say(line)
+            return train_locked(lambda: Trainer(config, corpus, hardware, run_dir), stop_at)
     except Timeout:
         raise UserError(
             f"run_dir={run_dir} is in use by another process; wait for it, or choose another run_dir"
@@ -58,31 +64,37 @@ def train(config: RunConfig) -> int:
         raise
 
 
-def train_locked(trainer: Trainer) -> int:
-    config, run_dir, state_before = trainer.config, trainer.run_dir, trainer.restore()
+def train_locked(make_trainer: Callable[[], Trainer], stop_at: int | None) -> int:
+    """A session of a run; of one that may roll back, as many as it takes."""
+    trainer = make_trainer()
+    state_before = trainer.restore()
+    for line in trainer.damage:
+        say(line)
     if trainer.done:
-        say(f"{run_dir} is complete: {complete(trainer)}")
+        say(f"{trainer.run_dir} is complete: {complete(trainer)}")
         print_summary(trainer, [])
         return 0
-    (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    config = trainer.config
+    (trainer.run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     memory = predict_memory(trainer) if predictable(trainer) else None
     print_start(trainer, memory)
     if state_before:
         changed = f", with {'; '.join(trainer.changes)}" if trainer.changes else ""
         say(f"continuing at step {trainer.state.step:,} of {config.train.max_steps:,}{changed}")
-    reporter = Reporter(
-        config, run_dir, trainer.state, trainer.model, trainer.hardware, trainer.data.tokens_per_sequence,
-        memory.peak if memory else None,
-    )  # fmt: skip
-    with Interrupts() as interrupts:
-        try:
-            trainer.fit(reporter, interrupts)
-        except Diverged as error:
-            say(f"{error}. {advice(trainer)}")
-            return 1
-        finally:
-            trainer.feed.close()
-            reporter.close()
+    with Interrupts(stop_at) as interrupts:
+        while True:
+            diverged = fit(trainer, interrupts, memory)
+            if diverged is None:
+                break
+            say_diverged(trainer, diverged)
+            if not may_roll_back(trainer, diverged):
+                return 1
+            # As another process would: nothing that has been computed since the checkpoint is left.
+            rollbacks, skipped = trainer.state.rollbacks + 1, [*trainer.state.skipped, skipped_by(trainer, diverged)]
+            del trainer, diverged
+            trainer = make_trainer()
+            trainer.restore()
+            trainer.state.rollbacks, trainer.state.skipped = rollbacks, skipped
     if not trainer.done:
         say(f"Stopped after step {trainer.state.step:,} and saved. The same command continues.")
         return interrupts.exit_status
@@ -90,6 +102,56 @@ def train_locked(trainer: Trainer) -> int:
         say(f"Stopped early: {complete(trainer)}")
     print_summary(trainer, trainer.samples_of_best() if trainer.state.base else [])
     return 0
+
+
+def fit(trainer: Trainer, interrupts: Interrupts, memory: Memory | None) -> Diverged | None:
+    """Train to the end, an interrupt, or a number that is not finite, which is returned."""
+    reporter = Reporter(
+        trainer.config, trainer.run_dir, trainer.state, trainer.model, trainer.hardware,
+        trainer.data.tokens_per_sequence, memory.peak if memory else None,
+    )  # fmt: skip
+    try:
+        trainer.fit(reporter, interrupts)
+    except Diverged as error:
+        trainer.writer.wait()  # what it is writing is a checkpoint to go back to
+        return error
+    finally:
+        trainer.feed.close()
+        reporter.close()
+    return None
+
+
+def say_diverged(trainer: Trainer, error: Diverged) -> None:
+    """What is not finite, and as far as can be found out, why."""
+    say(f"{error}.")
+    if error.start is not None and error.untouched:
+        found = diagnose(trainer, error.start)
+        say(found.sentence(write_report(found, trainer.run_dir)))
+
+
+def may_roll_back(trainer: Trainer, error: Diverged) -> bool:
+    """Whether the run goes on from its last checkpoint; says so, or why not and what helps."""
+    train, latest = trainer.config.train, trainer.checkpoints.latest()
+    kept = f"The last checkpoint, {latest}, is intact. " if latest else "There is no checkpoint yet. "
+    if train.on_nonfinite == "stop":
+        say(f"{kept}Try a lower optimizer.lr, a positive train.grad_clip, or train.on_nonfinite=rollback.")
+        return False
+    if error.start is None or trainer.state.rollbacks >= train.max_rollbacks:
+        why = f"after {trainer.state.rollbacks} rollbacks (train.max_rollbacks)" if error.start else "before any step"
+        say(f"{kept}It is not finite again {why}: try a lower optimizer.lr.")
+        return False
+    first, count = skipped_by(trainer, error)
+    say(
+        f"Rollback {trainer.state.rollbacks + 1} of at most {train.max_rollbacks}: continuing from "
+        f"{latest or 'the start'} without the sequences {first} to {first + count - 1}."
+    )
+    return True
+
+
+def skipped_by(trainer: Trainer, error: Diverged) -> list[int]:
+    """The batch that a rollback leaves out: its first sequence, and how many."""
+    assert error.start is not None
+    return [error.start.first_sequence, trainer.global_batch]
 
 
 def with_max_epochs(config: RunConfig, corpus: Corpus) -> RunConfig:
@@ -124,12 +186,6 @@ def complete(trainer: Trainer) -> str:
         return f"train.max_epochs={train.max_epochs:g} ended it after {state.step:,} steps; extend it with {more}"
     more = f"train.max_steps={2 * state.step}"
     return f"{state.step:,} steps done, train.max_steps={train.max_steps}; extend it with {more}"
-
-
-def advice(trainer: Trainer) -> str:
-    latest = trainer.checkpoints.latest()
-    kept = f"The last checkpoint, {latest}, is intact. " if latest else "There is no checkpoint yet. "
-    return kept + "Try a lower optimizer.lr, or a positive train.grad_clip."
 
 
 def check_run_dir(config: RunConfig, run_dir: Path) -> None:

@@ -24,27 +24,32 @@ from gpt.inference.sampling import Sampling
 from gpt.model.adapters import load_adapters, save_adapters
 from gpt.model.hardware import Hardware, muon_dtype
 from gpt.model.huggingface import load_weights, save_model
-from gpt.options import UserError, to_dict
+from gpt.options import to_dict
 from gpt.text.batches import training_data
 from gpt.text.shards import Corpus
 from gpt.text.streams import PairStream
 from gpt.training.base import hub_model, keep_base
-from gpt.training.checkpoints import CheckpointFolder, TrainerState, read_state, read_tensors, write_trainer
+from gpt.training.checkpoints import (
+    CheckpointFolder,
+    TrainerState,
+    read_state,
+    read_tensors,
+    what_is_wrong,
+    write_trainer,
+)
 from gpt.training.evaluation import Evaluation, evaluate
 from gpt.training.feed import Feed
+from gpt.training.finite import Diverged, FiniteWatch, StepStart
 from gpt.training.identity import changes, identity, refuse_differences
 from gpt.training.initial import build_model
 from gpt.training.interrupts import Interrupts
 from gpt.training.optimizers import Optimizers, clip_divisor, gradient_norm
 from gpt.training.process import random_states, restore_random_states
 from gpt.training.report import Reporter
+from gpt.training.saving import Snapshot, Writer, copied, first_not_finite
 from gpt.training.schedules import lr_scale
 
 COMPARED_SAMPLES = 3  # of the base and of the tuned model, shown at the end of fine-tuning
-
-
-class Diverged(Exception):
-    """The loss or the gradient is no longer a finite number. Checkpoints hold only what came before."""
 
 
 class Trainer:
@@ -73,33 +78,37 @@ class Trainer:
         self.data = training_data(corpus.train, config.model.context_length, config.seed, global_batch)
         self.feed = Feed(self.data, config.train.batch_size, config.train.grad_accum_steps, hardware.device)
         self.changes: list[str] = []  # options that a continued run has changed
-        self.finite = torch.ones((), dtype=torch.bool, device=hardware.device)
+        self.damage: list[str] = []  # what was found of checkpoints that are not as they were written
+        self.writer = Writer(config.train.async_save)
+        self.watch = FiniteWatch(hardware.device)
 
     def fit(self, reporter: Reporter, interrupts: Interrupts) -> None:
         """Train to the end, or until interrupted; either way the last step done is in a checkpoint.
 
-        Raises `Diverged` as soon as a number that is not finite is seen.
+        Raises `Diverged` as soon as a number that is not finite is seen, and what went wrong with writing a checkpoint.
         """
         train = self.config.train
         if self.config.init_from and self.state.best_step is None:
             self.evaluate_base(reporter)
         while not self.done:
+            self.writer.check()
             loss, norm, scale = self.update()
             if self.due(train.log_every):
-                self.check_finite()
+                self.watch.check()
                 reporter.log_training(self.state.step, loss.item(), norm.item(), scale)
             evaluating, improved = self.due(train.eval_every), False
             if evaluating:
                 evaluation, improved = self.evaluate()
                 reporter.log_evaluation(self.state.step, evaluation, self.samples(1, self.state.step))
-            stopping = interrupts.received is not None  # read once: a signal may come between any two lines
+            stopping = interrupts.stop(self.state.step)  # asked once: a signal may come between any two lines
             saving = improved or self.done or stopping or self.due(self.checkpoint_every)
             if saving:
                 self.state.elapsed_seconds = reporter.elapsed_seconds
                 self.save()
             reporter.end_step(self.state.step, restart_clock=evaluating or saving)
             if stopping:
-                return
+                break
+        self.writer.wait()
 
     @property
     def checkpoint_every(self) -> int:
@@ -121,7 +130,9 @@ class Trainer:
         """One optimizer update. Returns the mean loss (nats a token), the norm of the gradient before clipping, both
         on the device, and the learning rate over its peak."""
         train, device = self.config.train, self.hardware.device
-        batches = self.feed.step(self.state.sequences)
+        start = StepStart(self.state.step, self.next_sequence(), random_states(device))
+        self.watch.begin(start)
+        batches = self.feed.step(start.first_sequence)
         loss = torch.zeros((), device=device)
         for inputs, targets in batches.micro_batches:
             with self.hardware.autocast():
@@ -133,21 +144,27 @@ class Trainer:
         norm = gradient_norm(self.model)
         scale = lr_scale(self.config.schedule, self.state.step, train.max_steps)
         overflow = self.scaler.is_enabled() and not norm.isfinite()  # of scaled fp16 gradients, now and then
+        self.watch.note(loss, *([] if overflow else [norm]))
         if not overflow:  # else no optimizer may see them; the scaler lowers its scale
-            self.optimizers.step(scale, clip_divisor(norm, train.grad_clip))
-            self.finite &= norm.isfinite()
+            self.optimizers.step(scale, clip_divisor(norm, train.grad_clip), self.watch.keep_still)
         self.scaler.update()
         self.optimizers.zero_grad()
-        self.finite &= loss.isfinite()
         self.state.step += 1
-        self.state.sequences += train.batch_size * train.grad_accum_steps
-        if device.type == "cpu":  # elsewhere looking would wait for the device
-            self.check_finite()
+        self.state.sequences = start.first_sequence + self.global_batch
         return loss, norm, scale
 
-    def check_finite(self) -> None:
-        if not self.finite.item():
-            raise Diverged(f"step {self.state.step}: the loss or its gradient is not finite")
+    @property
+    def global_batch(self) -> int:
+        """Sequences in an update."""
+        return self.config.train.batch_size * self.config.train.grad_accum_steps
+
+    def next_sequence(self) -> int:
+        """Where the next step begins: at the cursor, or behind what is skipped there."""
+        first = self.state.sequences
+        for begin, count in sorted(self.state.skipped):
+            if begin < first + self.global_batch and first < begin + count:
+                first = begin + count
+        return first
 
     def evaluate(self) -> tuple[Evaluation, bool]:
         """Evaluate on the validation split; the result, and whether it is the best so far."""
@@ -155,7 +172,7 @@ class Trainer:
         size = train.eval_batch_size or train.batch_size
         result = evaluate(self.model, self.corpus.val, self.corpus.tokenizer, self.hardware, size, train.eval_tokens)
         if not math.isfinite(result.loss):
-            raise Diverged(f"step {state.step}: the validation loss is {result.loss}")
+            raise Diverged(f"step {state.step}: the validation loss is {result.loss}", self.watch.last)
         if state.best_loss is not None and result.loss >= state.best_loss:
             state.bad_evaluations += 1
             return result, False
@@ -206,42 +223,47 @@ class Trainer:
         return self.samples(COMPARED_SAMPLES)
 
     def save(self) -> None:
-        """Publish a checkpoint of this step. Raises `Diverged` rather than save what is not finite."""
-        self.check_finite()
-        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
-            raise Diverged(f"step {self.state.step}: a weight is not finite")
-        self.checkpoints.publish(self.state.step, self.write)
-        best = self.state.best_step
-        self.checkpoints.point_best(self.state.step if best is None else best)
+        """Have a checkpoint of this step published. Raises `Diverged` rather than save what is not finite, and what
+        went wrong with the one before."""
+        self.watch.check()
+        if name := first_not_finite(self.model):
+            raise Diverged(f"step {self.state.step}: a weight is not finite, in {name}", self.watch.last)
+        self.state.scaler = self.scaler.state_dict()
+        make = copied if self.config.train.async_save else Snapshot
+        random = random_states(self.hardware.device)
+        snapshot = make(self.state, self.model, self.optimizers.state_tensors(), random)
+        self.writer.run(lambda: self.publish(snapshot))
+
+    def publish(self, snapshot: Snapshot) -> None:
+        """Write a checkpoint and let older ones go."""
+        step, best = snapshot.state.step, snapshot.state.best_step
+        self.checkpoints.publish(step, lambda folder: self.write(snapshot, folder))
+        self.checkpoints.point_best(step if best is None else best)
         self.checkpoints.prune(self.config.train.keep_checkpoints, best)
 
-    def write(self, folder: Path) -> None:
+    def write(self, snapshot: Snapshot, folder: Path) -> None:
         tokenizer = self.corpus.tokenizer
         if self.config.lora.rank:
-            save_adapters(self.model, folder, self.base_name)
+            save_adapters(snapshot.model, folder, self.base_name)
         else:
-            save_model(self.model, folder, tokenizer.end_of_text, begin_of_text=tokenizer.begin_of_text)
+            save_model(snapshot.model, folder, tokenizer.end_of_text, begin_of_text=tokenizer.begin_of_text)
         tokenizer.save(folder)
-        self.state.scaler = self.scaler.state_dict()
-        states = random_states(self.hardware.device)
-        write_trainer(folder, self.state, self.optimizers.state_tensors(), states)
+        write_trainer(folder, snapshot.state, snapshot.optimizer, snapshot.random)
 
     def load(self, folder: Path) -> None:
         """Take over the weights of a checkpoint of this run: all, or those of the adapters. Raises UserError."""
         (load_adapters if self.config.lora.rank else load_weights)(self.model, folder)
 
     def restore(self) -> bool:
-        """Continue from the newest checkpoint of the run folder; whether there was one. Raises UserError."""
+        """Continue from the newest checkpoint of the run folder; whether there was one. Raises UserError.
+
+        A best one that is no longer as it was written is set aside; then the next evaluation begins anew.
+        """
         folder = self.checkpoints.latest()
         if folder is None:
             return False
         state = read_state(folder)
-        try:
-            self.load(folder)
-        except UserError as error:
-            raise UserError(
-                f"{error}; if this checkpoint is damaged, delete {folder} to continue from the one before"
-            ) from None
+        self.load(folder)
         optimizer, random = read_tensors(folder)
         self.optimizers.load_state_tensors(optimizer)
         restore_random_states(random, self.hardware.device)
@@ -250,6 +272,18 @@ class Trainer:
         self.changes = changes(state.config, self.state.config)
         state.config = self.state.config
         self.state = state
-        if state.best_step is not None:
-            self.checkpoints.point_best(state.best_step)  # a kill may have come between publishing and pointing
+        if state.best_step not in (None, state.step):
+            self.check_best(self.checkpoints.at(state.best_step))
+        best = state.best_step
+        self.checkpoints.point_best(state.step if best is None else best)  # a kill may have come before pointing
         return True
+
+    def check_best(self, folder: Path) -> None:
+        """Forget the best checkpoint where it is damaged or gone."""
+        why = what_is_wrong(folder) if folder.is_dir() else None
+        if why is None and folder.is_dir():
+            return
+        said = self.checkpoints.set_aside(folder, why) if why else f"The best checkpoint, {folder}, is gone."
+        self.damage.append(f"{said} The best from now on is looked for anew.")
+        self.state.best_loss = self.state.best_step = self.state.best_bits_per_byte = None
+        self.state.bad_evaluations = 0

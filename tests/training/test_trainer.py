@@ -203,25 +203,6 @@ def test_a_corpus_shorter_than_the_context_is_refused(make_config: MakeConfig, t
     assert not (tmp_path / "run").exists()
 
 
-def test_divergence_stops_with_the_last_checkpoint_intact(
-    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    loss = Decoder.summed_loss
-
-    def poisoned(self: Decoder, *inputs: Any, **options: Any) -> Any:
-        poisoned.calls += self.training  # type: ignore[attr-defined]
-        nan = math.nan if poisoned.calls == 7 else 1  # type: ignore[attr-defined]
-        return loss(self, *inputs, **options) * nan
-
-    poisoned.calls = 0  # type: ignore[attr-defined]
-    monkeypatch.setattr(Decoder, "summed_loss", poisoned)
-    assert train(make_config()) == 1
-    assert "step 7: the loss or its gradient is not finite" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "run/checkpoints").glob("step-*")] == ["step-00000004"]
-    monkeypatch.undo()
-    assert train(make_config()) == 0
-
-
 def test_early_stopping_counts_evaluations_without_a_better_loss(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -270,7 +251,7 @@ def test_overflowing_fp16_gradients_touch_no_weight_and_lower_the_scale(
     assert trainer.scaler.get_scale() < scale
     poisoned.remove()
     trainer.update()
-    trainer.check_finite()
+    trainer.watch.check()
     assert not torch.equal(next(trainer.model.parameters()), before[0])
 
 
@@ -301,14 +282,6 @@ def test_a_run_stopped_before_its_first_evaluation_can_be_declared_complete(
         assert train(make_config()) == 130
     assert train(make_config(train={"max_steps": 2})) == 0
     assert "2 steps done, train.max_steps=2; extend it with train.max_steps=4" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("file", ["model.safetensors", "trainer/optimizer.safetensors", "trainer/state.json"])
-def test_damaged_files_of_a_checkpoint_are_named(file: str, make_config: MakeConfig, tmp_path: Path) -> None:
-    train(make_config(train={"max_steps": 4}))
-    (tmp_path / "run/checkpoints/step-00000004" / file).write_bytes(b"x")
-    with pytest.raises(UserError, match=r"step-00000004.*cannot be read.*delete .*step-00000004 to continue from"):
-        train(make_config())
 
 
 @pytest.mark.slow

@@ -1,0 +1,209 @@
+"""Checkpoints are written behind the training, checked when they are read, and passed over where they are damaged."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gpt.model.adapters import open_model
+from gpt.model.checksums import SUMS, checked_weights, damage
+from gpt.options import UserError
+from gpt.training import trainer as trainer_module
+from gpt.training.run import train
+from gpt.training.saving import Writer, copied_model, first_not_finite
+from gpt.training.trainer import Trainer
+
+from .conftest import MakeConfig
+from .test_trainer import files_of, metrics
+
+WRITTEN = ["model.safetensors", "tokenizer.json", "config.json"]
+WRITTEN += [f"trainer/{name}" for name in ("optimizer.safetensors", "random.safetensors", "state.json", "SHA256SUMS")]
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 16
+    file.write_bytes(content)
+
+
+DAMAGES: dict[str, Any] = {
+    "bit": flip_a_bit,
+    "cut": lambda file: file.write_bytes(file.read_bytes()[:-7]),
+    "empty": lambda file: file.write_bytes(b""),
+    "gone": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+@pytest.mark.parametrize("file", WRITTEN)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_continues(
+    file: str, kind: str, make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = {"max_steps": 6, "eval_every": 2, "sample_tokens": 0}
+    assert train(make_config("straight", train=small)) == 0
+    assert train(make_config(train=small), stop_at=4) == 0
+    checkpoints = tmp_path / "run/checkpoints"
+    DAMAGES[kind](checkpoints / "step-00000004" / file)
+    assert train(make_config(train=small)) == 0
+    said = capsys.readouterr().err
+    named = SUMS if file == SUMS else file
+    assert f"{checkpoints}/step-00000004 is damaged: " in said
+    assert named in said.split("is damaged: ")[1].split("\n")[0]
+    assert "continuing at step 2 of 6" in said
+    assert (checkpoints / "damaged-00000004").is_dir()
+    straight = tmp_path / "straight"
+    for link in ("step-00000006", "best"):
+        assert files_of(checkpoints / link) == files_of(straight / "checkpoints" / link)
+    assert metrics(tmp_path / "run") == metrics(straight)
+
+
+def test_without_a_whole_checkpoint_nothing_starts_anew(make_config: MakeConfig, tmp_path: Path) -> None:
+    train(make_config(train={"max_steps": 8}))
+    for folder in (tmp_path / "run/checkpoints").glob("step-*"):
+        flip_a_bit(folder / "model.safetensors")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"no other checkpoint to continue from \(damaged-00000004, damaged-0.*new"):
+            train(make_config())
+
+
+def test_a_damaged_best_checkpoint_is_set_aside_and_the_best_looked_for_anew(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = iter([1.0, 2.0, 3.0, 2.5])
+    evaluation = trainer_module.Evaluation
+    monkeypatch.setattr(trainer_module, "evaluate", lambda *_: evaluation(next(losses), 100, 100))
+    config = make_config(train={"keep_checkpoints": 1, "eval_every": 2, "max_steps": 8})
+    train(config, stop_at=4)
+    checkpoints = tmp_path / "run/checkpoints"
+    assert (checkpoints / "best").readlink() == Path("step-00000002")
+    flip_a_bit(checkpoints / "step-00000002/model.safetensors")
+    assert train(config) == 0
+    said = capsys.readouterr().err
+    assert "step-00000002 is damaged: model.safetensors does not have the checksum" in said
+    assert "The best from now on is looked for anew" in said
+    assert "continuing at step 4" in said
+    assert (checkpoints / "best").readlink() == Path("step-00000008")
+
+
+def test_checkpoints_of_the_format_before_checksums_are_taken(make_config: MakeConfig, tmp_path: Path) -> None:
+    train(make_config(train={"max_steps": 4}))
+    folder = tmp_path / "run/checkpoints/step-00000004"
+    (folder / SUMS).unlink()
+    state = folder / "trainer/state.json"
+    state.write_text(state.read_text().replace('"format": 2', '"format": 1'))
+    assert train(make_config()) == 0
+    assert not list((tmp_path / "run/checkpoints").glob("damaged-*"))
+
+
+def test_sha256sum_agrees(make_config: MakeConfig, tmp_path: Path) -> None:
+    train(make_config(train={"max_steps": 1}))
+    folder = tmp_path / "run/checkpoints/best"
+    assert subprocess.run(["sha256sum", "-c", "--quiet", SUMS], cwd=folder).returncode == 0
+    assert damage(folder) is None
+    with checked_weights(folder):
+        pass
+    flip_a_bit(folder / "model.safetensors")
+    assert subprocess.run(["sha256sum", "-c", "--status", SUMS], cwd=folder).returncode == 1
+    with pytest.raises(UserError, match=r"best is damaged: model\.safetensors does not have the checksum"):
+        open_model(folder)
+
+
+def test_checksums_open_nothing_outside_of_their_folder(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    folder = tmp_path / "model"
+    (folder / "trainer").mkdir(parents=True)
+    (folder / SUMS).write_text(f"{'0' * 64}  ../secret\n")
+    assert damage(folder) == "../secret, of trainer/SHA256SUMS, is missing"
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A writer that is held up until three steps later still writes the weights of its own step."""
+    often = {"checkpoint_every": 2, "eval_every": 8, "keep_checkpoints": 9, "max_steps": 8}
+    config = make_config("behind", train=often)
+    waiting, write, update = threading.Event(), Trainer.write, Trainer.update
+
+    def held_up(self: Trainer, *arguments: Any) -> None:
+        assert threading.current_thread() is not threading.main_thread()
+        assert waiting.wait(20)
+        write(self, *arguments)
+
+    def counted(self: Trainer) -> Any:
+        result = update(self)
+        if self.state.step == 4:  # before the save of this step waits for that of step 2
+            waiting.set()
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "write", held_up)
+        patch.setattr(Trainer, "update", counted)
+        assert train(config) == 0
+    assert train(make_config("waiting", train=often | {"async_save": False})) == 0
+    for step in (2, 4, 6, 8):
+        name = f"checkpoints/step-{step:08d}"
+        assert files_of(tmp_path / "behind" / name) == files_of(tmp_path / "waiting" / name)
+
+
+@pytest.mark.parametrize("behind", [True, False])
+def test_a_failure_to_write_stops_the_run(
+    behind: bool, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full_disk(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    config = make_config(train={"async_save": behind})
+    train(config, stop_at=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module, "write_trainer", full_disk)
+        with pytest.raises(OSError, match="No space"):
+            train(config)
+    assert {path.name for path in (tmp_path / "run/checkpoints").iterdir()} == {"best", "step-00000004"}
+    assert train(config) == 0
+
+
+def test_what_goes_wrong_in_the_thread_is_raised_once() -> None:
+    writer = Writer(behind=True)
+    writer.run(lambda: None)
+    writer.run(lambda: 1 / 0)  # type: ignore[arg-type,return-value]
+    with pytest.raises(ZeroDivisionError):
+        writer.wait()
+    writer.check()
+
+
+def test_a_copied_model_shares_nothing_that_trains(make_config: MakeConfig, tmp_path: Path) -> None:
+    from gpt.config import LoRAConfig
+    from gpt.model.lora import add_adapters
+    from gpt.model.transformer import Decoder
+
+    model = Decoder(make_config().model, 257)
+    copy = copied_model(model)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    assert copy.head.weight is copy.embed.weight
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 1
+    for name, parameter in copy.named_parameters():
+        assert torch.equal(parameter, before[name])
+    add_adapters(model, LoRAConfig(rank=2))
+    copy = copied_model(model)
+    for (name, mine), (_, theirs) in zip(copy.named_parameters(), model.named_parameters(), strict=True):
+        assert (mine.data_ptr() == theirs.data_ptr()) == (not theirs.requires_grad), name
+
+
+def test_a_weight_that_is_not_finite_is_named(make_config: MakeConfig) -> None:
+    from gpt.model.transformer import Decoder
+
+    model = Decoder(make_config().model, 257)
+    assert first_not_finite(model) is None
+    with torch.no_grad():
+        model.embed.weight.fill_(3e38)  # whose sum overflows, though each is finite
+    assert first_not_finite(model) is None
+    with torch.no_grad():
+        model.blocks[1].mlp.up.weight[3, 4] = torch.nan  # type: ignore[union-attr, operator]
+    assert first_not_finite(model) == "blocks.1.mlp.up.weight"
