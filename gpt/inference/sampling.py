@@ -19,6 +19,10 @@ from gpt.options import UserError
 from gpt.text.permutation import mix
 
 
+class NotFinite(UserError):
+    """There is no next token, as its probabilities are no numbers."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is chosen; the fields are those of `SampleConfig`."""
@@ -75,7 +79,7 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
     cumulative = logits.softmax(dim=-1).cpu().cumsum(dim=-1)  # [B, V]
     total = cumulative[:, -1:].contiguous()
     if not total.isfinite().all():
-        raise UserError("the model's logits are no finite numbers: its weights are damaged")
+        raise NotFinite("the model's logits are no finite numbers: its weights are damaged")
     token = torch.searchsorted(cumulative, uniforms[:, None] * total, right=True)
     last = torch.searchsorted(cumulative, total)  # the last token of positive probability, should rounding reach 1
     return torch.minimum(token, last)[:, 0]

@@ -20,7 +20,7 @@ from torch import Tensor
 from gpt.config import RunConfig
 from gpt.config.sampling import DEFAULT_TEMPERATURE
 from gpt.inference.decode import Sample, generate
-from gpt.inference.sampling import Sampling
+from gpt.inference.sampling import NotFinite, Sampling
 from gpt.model.adapters import load_adapters, save_adapters
 from gpt.model.hardware import Hardware, muon_dtype
 from gpt.model.huggingface import load_weights, save_model
@@ -99,7 +99,8 @@ class Trainer:
             evaluating, improved = self.due(train.eval_every), False
             if evaluating:
                 evaluation, improved = self.evaluate()
-                reporter.log_evaluation(self.state.step, evaluation, self.samples(1, self.state.step))
+                samples = self.sampled(reporter, 1, self.state.step)
+                reporter.log_evaluation(self.state.step, evaluation, samples)
             stopping = interrupts.stop(self.state.step)  # asked once: a signal may come between any two lines
             saving = improved or self.done or stopping or self.due(self.checkpoint_every)
             if saving:
@@ -183,7 +184,7 @@ class Trainer:
     def evaluate_base(self, reporter: Reporter) -> None:
         """Score the initial model, let it write, and keep it as the checkpoint that fine-tuning has to beat."""
         evaluation, _ = self.evaluate()
-        samples = self.samples(COMPARED_SAMPLES)
+        samples = self.sampled(reporter, COMPARED_SAMPLES)
         hub = hub_model(self.config.init_from)
         self.state.base = {
             "hub": hub.repository if hub else None,
@@ -209,12 +210,22 @@ class Trainer:
             held_out = [ids for ids, _ in islice(self.corpus.val.pairs(), count)]
             prompts = [held_out[i % len(held_out)] for i in range(count)]
         jobs = [(prompt, first + number) for number, prompt in enumerate(prompts)]
-        *_, made = generate(
-            self.model, tokenizer, jobs, Sampling(temperature=DEFAULT_TEMPERATURE),
-            max_new_tokens=train.sample_tokens, seed=self.config.seed,
-        )  # fmt: skip
-        self.model.train()
+        try:
+            *_, made = generate(
+                self.model, tokenizer, jobs, Sampling(temperature=DEFAULT_TEMPERATURE),
+                max_new_tokens=train.sample_tokens, seed=self.config.seed,
+            )  # fmt: skip
+        finally:
+            self.model.train()
         return made
+
+    def sampled(self, reporter: Reporter, count: int, first: int = 0) -> list[Sample]:
+        """As `samples`, and where the model cannot write, a word about it: training may go on all the same."""
+        try:
+            return self.samples(count, first)
+        except NotFinite as error:
+            reporter.line.say(f"step {self.state.step:>6}  no sample: {error}")
+            return []
 
     def samples_of_best(self) -> list[Sample]:
         """What the best checkpoint writes with the seeds of the base's samples. Leaves its weights in the model."""

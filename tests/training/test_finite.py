@@ -180,3 +180,11 @@ def test_the_watch_forgets_what_was_looked_at() -> None:
     watch = FiniteWatch(torch.device("cpu"))
     watch.check()
     assert watch.keep_still is None
+
+
+def test_a_sample_that_cannot_be_is_told_and_training_goes_on(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("gpt.inference.sampling.Tensor.softmax", lambda x, dim: x * math.nan)
+    assert train(make_config(train={"max_steps": 4, "eval_every": 2})) == 0
+    assert "step      2  no sample: the model's logits are no finite numbers" in capsys.readouterr().err
