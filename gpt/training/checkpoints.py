@@ -54,6 +54,8 @@ class TrainerState:
     rollbacks: int = 0  # to an earlier checkpoint, after numbers that were not finite
     skipped: list[list[int]] = field(default_factory=list)  # by them: the first sequence of each batch, and how many
     wandb_id: str | None = None
+    metrics_bytes: int | None = None  # of metrics.jsonl that belong to it; None: of an earlier version
+    samples_bytes: int | None = None  # of samples.jsonl
     scaler: dict[str, Any] = field(default_factory=dict)  # of fp16 gradients
     identity: dict[str, Any] = field(default_factory=dict)  # what may not change: model, tokenizer, corpus, seed …
     config: dict[str, Any] = field(default_factory=dict)  # the resolved configuration
