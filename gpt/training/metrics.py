@@ -1,4 +1,4 @@
-"""The sinks of metrics: JSON lines, the console and Weights & Biases. (`curves.py` draws loss.png.)
+"""Sinks of metrics: JSON lines and the console. (`curves.py` has loss.png, `wandb_run.py` Weights & Biases.)
 
 A sink that is switched off does nothing (as torchtitan's metrics), so whoever logs never asks. `train/loss` and
 `val/loss` are nats a token, `val/bits_per_byte` bits a UTF-8 byte, `train/tokens_per_second` counts training alone,
@@ -16,13 +16,9 @@ from typing import Any, BinaryIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gpt.config import RunConfig
-from gpt.options import UserError, to_dict
 from gpt.training.checkpoints import flush_folder
 
 LONGEST_LINE = 2**16  # bytes, of most files of lines: the last of a longer one is found by reading all
-
-Values = Mapping[str, float]
 
 
 class JsonLines:
@@ -140,44 +136,3 @@ def duration(seconds: float) -> str:
 def size(n_bytes: float) -> str:
     """For people: `640 MiB`, `5.1 GiB`."""
     return f"{n_bytes / 2**20:,.0f} MiB" if n_bytes < 2**30 else f"{n_bytes / 2**30:.1f} GiB"
-
-
-class Wandb:
-    """A Weights & Biases run, or nothing where `wandb.mode=disabled`."""
-
-    def __init__(self, config: RunConfig, run_dir: Path, run_id: str | None) -> None:
-        self.run: Any = None
-        if config.wandb.mode != "disabled":
-            import wandb  # slow to import, so only where it is asked for
-
-            try:
-                self.run = self.start(config, run_dir, run_id)
-            except wandb.errors.Error as error:
-                raise UserError(
-                    f"wandb.mode={config.wandb.mode}: {error}; run `wandb login`, or use wandb.mode=offline or disabled"
-                ) from None
-
-    def start(self, config: RunConfig, run_dir: Path, run_id: str | None) -> Any:
-        import wandb
-
-        return wandb.init(
-            project=config.wandb.project,
-            mode=config.wandb.mode,  # type: ignore[arg-type]
-            dir=run_dir,
-            id=run_id,
-            name=run_dir.name,
-            resume="allow",
-            config=to_dict(config),
-        )
-
-    @property
-    def id(self) -> str | None:
-        return None if self.run is None else self.run.id
-
-    def log(self, step: int, values: Values) -> None:
-        if self.run is not None:
-            self.run.log(dict(values), step=step)
-
-    def close(self) -> None:
-        if self.run is not None:
-            self.run.finish()
