@@ -197,6 +197,11 @@ def has_state(folder: Path) -> bool:
     return (folder / TRAINER / STATE).is_file()
 
 
+def state_of(folder: Path) -> TrainerState | None:
+    """How a model was trained, where its folder says so. Raises UserError where that cannot be read."""
+    return read_state(folder) if has_state(folder) else None
+
+
 def read_state(folder: Path) -> TrainerState:
     """The state in a checkpoint. Raises UserError where there is none that this version reads."""
     path = folder / TRAINER / STATE
