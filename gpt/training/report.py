@@ -34,12 +34,14 @@ class Reporter:
         hardware: Hardware,
         tokens_per_sequence: float,
         predicted_memory: int | None = None,
+        under_way: bool = False,
     ) -> None:
         """`tokens_per_sequence`: the mean length of a training sequence, for speeds and counts of tokens;
-        `predicted_memory`: bytes at the peak, to tell next to those measured."""
+        `predicted_memory`: bytes at the peak, to tell next to those measured; `under_way`: whether this session has
+        trained before, and nothing refuses it any more. Raises UserError where Weights & Biases cannot begin."""
         self.config, self.run_dir, self.hardware = config, run_dir, hardware
         self.tokens_per_sequence, self.predicted_memory = tokens_per_sequence, predicted_memory
-        self.wandb = Wandb(config, run_dir, state.wandb_id)  # first: it may refuse, and nothing is changed yet
+        self.wandb = Wandb(config, run_dir, state.wandb_id, under_way)  # first: it may refuse, and no file is cut yet
         state.wandb_id = self.wandb.id or state.wandb_id
         restored = state.step if state.step or state.best_step is not None else -1  # -1: not even step 0 was saved
         self.metrics = JsonLines(run_dir / "metrics.jsonl", restored, state.metrics_bytes)

@@ -25,25 +25,19 @@ LIMITS = {"init_timeout": 30.0, "finish_timeout": 60.0}
 class Wandb:
     """A Weights & Biases run, or nothing where `wandb.mode=disabled`."""
 
-    def __init__(self, config: RunConfig, run_dir: Path, run_id: str | None) -> None:
-        """Raises UserError where it cannot begin, within about a minute."""
+    def __init__(self, config: RunConfig, run_dir: Path, run_id: str | None, under_way: bool = False) -> None:
+        """Raises UserError where it cannot begin, within about a minute; says so where the run is `under_way`."""
         self.run: Any = None
         self.run_dir, self.broken = run_dir, False
-        mode = config.wandb.mode
-        if mode == "disabled":
+        if config.wandb.mode == "disabled":
             return
         try:
             self.run = start(config, run_dir, run_id)
-        except ImportError as error:
-            remedy = "install it again (pip install --force-reinstall wandb), or use wandb.mode=disabled"
-            raise UserError(f"wandb.mode={mode}: wandb cannot be imported: {reason(error)}; {remedy}") from None
-        except Exception as error:  # of its settings, its processes or the server
-            remedy = "use wandb.mode=disabled"
-            if mode == "online":
-                remedy = "use wandb.mode=offline, and `wandb sync` later; or `wandb login`, where it knows nobody here"
-            raise UserError(
-                f"wandb.mode={mode}: Weights & Biases cannot begin the run: {reason(error)}; {remedy}"
-            ) from None
+        except Exception as error:  # of the library, its settings, its processes or the server
+            refusal = f"wandb.mode={config.wandb.mode}: {why_not(error)}"
+            if not under_way:
+                raise UserError(f"{refusal}; {remedy(error, config.wandb.mode)}") from None
+            say(f"{refusal}. The run goes on without; {run_dir / 'metrics.jsonl'} has every figure.")
 
     @property
     def id(self) -> str | None:
@@ -91,6 +85,19 @@ def start(config: RunConfig, run_dir: Path, run_id: str | None) -> Any:
         config=to_dict(config),
         settings=wandb.Settings(finish_timeout_raises=True, **limits),
     )
+
+
+def why_not(error: Exception) -> str:
+    what = "wandb cannot be imported" if isinstance(error, ImportError) else "Weights & Biases cannot begin the run"
+    return f"{what}: {reason(error)}"
+
+
+def remedy(error: Exception, mode: str) -> str:
+    if isinstance(error, ImportError):
+        return "install it again (pip install --force-reinstall wandb), or use wandb.mode=disabled"
+    if mode == "online":
+        return "use wandb.mode=offline, and `wandb sync` later; or `wandb login`, where it knows nobody here"
+    return "use wandb.mode=disabled"
 
 
 def reason(error: Exception) -> str:

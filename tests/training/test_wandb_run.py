@@ -15,6 +15,8 @@ from gpt.config import RunConfig
 from gpt.options import UserError
 from gpt.training.run import train
 
+from .test_finite import poison_sequence
+
 MakeConfig = Callable[..., RunConfig]
 
 
@@ -27,8 +29,8 @@ class Library:
         self.Settings = dict
 
     def init(self, **asked: Any) -> Any:
-        self.asked = asked
-        if error := self.fails.get("init"):
+        self.asked, begun = asked, bool(self.calls)
+        if error := self.fails.get("second init" if begun else "init"):
             raise error
         return self.run
 
@@ -113,3 +115,20 @@ def test_what_fails_later_is_said_once_and_ends_nothing(
     assert library.calls == [*logged, "finish", "teardown"]
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [*range(1, 13), 12]
+
+
+def test_after_a_rollback_it_refuses_nothing(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    library = Library(tmp_path, **{"second init": TimeoutError("no answer")})
+    monkeypatch.setitem(sys.modules, "wandb", library)
+    train_options = {"max_steps": 9, "eval_every": 3, "log_every": 1, "sample_tokens": 0, "on_nonfinite": "rollback"}
+    config = make_config(wandb={"mode": "online"}, train=train_options)
+    poison_sequence(monkeypatch, config, 4 * 4 + 2)
+    assert train(config) == 0
+    said = capfd.readouterr().err
+    assert "Rollback 1 of at most 3" in said
+    assert "wandb.mode=online: Weights & Biases cannot begin the run: no answer. The run goes on without" in said
+    assert library.calls == [1, 2, 3, 3, 4, "finish"]
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 9, 9]
