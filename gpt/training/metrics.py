@@ -84,12 +84,25 @@ def is_end(file: BinaryIO, n_bytes: int, from_step: int) -> bool:
 
 def step_of(line: bytes) -> int | None:
     """The step of a line of metrics; None where it is none, as the last one of a process that was killed."""
+    values = parsed(line)
+    return values["step"] if values and line.endswith(b"\n") else None
+
+
+def parsed(line: bytes) -> dict[str, Any] | None:
+    """The object of a line of metrics; None where it is none."""
     try:
         values = json.loads(line)
     except ValueError:
         return None
-    step = values.get("step") if isinstance(values, dict) else None
-    return step if isinstance(step, int) and line.endswith(b"\n") else None
+    return values if isinstance(values, dict) and isinstance(values.get("step"), int) else None
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of lines; [] where there is no file. Those that are no lines of metrics are left out."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        return [values for line in file if (values := parsed(line))]
 
 
 class ProgressLine:

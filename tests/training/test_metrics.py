@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +16,7 @@ from gpt.config import RunConfig
 from gpt.training import curves, metrics, report
 from gpt.training.checkpoints import CheckpointFolder, read_state
 from gpt.training.curves import Curve, draw_curves, read_curves
-from gpt.training.metrics import JsonLines, duration
+from gpt.training.metrics import JsonLines, duration, read_lines
 from gpt.training.run import train
 from gpt.training.trainer import Trainer
 
@@ -30,6 +31,9 @@ def test_lines_beyond_the_step_of_a_continued_run_are_dropped(tmp_path: Path) ->
     lines.close()
     assert path.read_text(encoding="utf-8") == '{"step": 1}\n{"step": 5, "text": "葉\u2028\x85"}\n{"step": 6}\n'
     assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.jsonl"]
+    path.write_bytes(path.read_bytes() + b'[7]\n{"step": 8}\n{"ste')
+    assert [line["step"] for line in read_lines(path)] == [1, 5, 6, 8]
+    assert read_lines(tmp_path / "none") == []
 
 
 def test_without_a_checkpoint_no_line_stays(tmp_path: Path) -> None:
@@ -140,6 +144,15 @@ def test_the_picture_shows_whatever_there_is(tmp_path: Path) -> None:
         draw_curves(read_curves(tmp_path / "metrics.jsonl"), tmp_path / "loss.png", "a run")
         with Image.open(tmp_path / "loss.png") as picture:
             assert picture.format == "PNG"
+
+
+def test_a_picture_leaves_nothing_in_memory(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(line_of(1))
+    drawn = read_curves(tmp_path / "metrics.jsonl")
+    for _ in range(3):
+        draw_curves(drawn, tmp_path / "loss.png", "a run")
+        assert gc.isenabled()
+        assert not [each for each in gc.get_objects() if type(each).__name__ in ("Figure", "Axes")]
 
 
 def test_durations_are_for_people() -> None:
