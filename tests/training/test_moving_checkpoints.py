@@ -100,7 +100,7 @@ def test_readers_of_a_run_that_saves_at_each_step(tmp_path: Path, capsys: pytest
         lambda: export(ExportConfig(checkpoint=str(run_dir), output=str(tmp_path / "out"))),
     ]
     try:
-        assert running.wait_for_step(2)
+        assert running.wait_until((run_dir / "checkpoints/best/config.json").is_file)
         before, _ = running.last_step() or (0, False)
         for number in range(60):
             shutil.rmtree(tmp_path / "out", ignore_errors=True)
