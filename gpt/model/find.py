@@ -62,7 +62,7 @@ def find_model(path: str | Path, option: str = "checkpoint") -> Path:
     except RuntimeError:  # ~somebody, who has no home here
         given = Path(path)
     for folder in (given / "checkpoints" / "best", given / "best", given):
-        if any((folder / name).is_file() for name in MODEL_FILES):
+        if is_model(folder):
             return folder
     said = f"{option}={path}"
     if given.is_symlink() and not given.exists():
@@ -78,6 +78,13 @@ def find_model(path: str | Path, option: str = "checkpoint") -> Path:
     if (given / "checkpoints").is_dir() or (given / "config.yaml").is_file():
         raise UserError(f"{said}: this run has no checkpoint yet; train it further first")
     raise UserError(f"{said}: this is no checkpoint: it has neither checkpoints/best nor {' nor '.join(MODEL_FILES)}")
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder is a model's. Through a link it is looked at again: a run may have made it lead elsewhere and
+    deleted where it led to, between the two."""
+    looks = 3 if folder.is_symlink() else 1
+    return any((folder / name).is_file() for _ in range(looks) for name in MODEL_FILES)
 
 
 @functools.cache  # a command asks for its model more than once

@@ -82,8 +82,9 @@ def train_locked(make_trainer: Callable[[], Trainer], stop_at: int | None) -> in
         changed = f", with {'; '.join(trainer.changes)}" if trainer.changes else ""
         say(f"continuing at step {trainer.state.step:,} of {config.train.max_steps:,}{changed}")
     with Interrupts(stop_at) as interrupts:
+        rolled_back = False
         while True:
-            diverged = fit(trainer, interrupts, memory)
+            diverged = fit(trainer, interrupts, memory, rolled_back)
             if diverged is None:
                 break
             say_diverged(trainer, diverged)
@@ -91,6 +92,7 @@ def train_locked(make_trainer: Callable[[], Trainer], stop_at: int | None) -> in
                 return 1
             # As another process would: nothing that has been computed since the checkpoint is left.
             rollbacks, skipped = trainer.state.rollbacks + 1, [*trainer.state.skipped, skipped_by(trainer, diverged)]
+            rolled_back = True
             del trainer, diverged
             trainer = make_trainer()
             trainer.restore()
@@ -104,11 +106,11 @@ def train_locked(make_trainer: Callable[[], Trainer], stop_at: int | None) -> in
     return 0
 
 
-def fit(trainer: Trainer, interrupts: Interrupts, memory: Memory | None) -> Diverged | None:
+def fit(trainer: Trainer, interrupts: Interrupts, memory: Memory | None, rolled_back: bool) -> Diverged | None:
     """Train to the end, an interrupt, or a number that is not finite, which is returned."""
     reporter = Reporter(
         trainer.config, trainer.run_dir, trainer.state, trainer.model, trainer.hardware,
-        trainer.data.tokens_per_sequence, memory.peak if memory else None,
+        trainer.data.tokens_per_sequence, memory.peak if memory else None, rolled_back,
     )  # fmt: skip
     try:
         trainer.fit(reporter, interrupts)

@@ -104,7 +104,7 @@ class Trainer:
             stopping = interrupts.stop(self.state.step)  # asked once: a signal may come between any two lines
             saving = improved or self.done or stopping or self.due(self.checkpoint_every)
             if saving:
-                self.state.elapsed_seconds = reporter.elapsed_seconds
+                reporter.settle()
                 self.save()
             reporter.end_step(self.state.step, restart_clock=evaluating or saving)
             if stopping:
@@ -193,7 +193,7 @@ class Trainer:
             "samples": [sample.prompt + sample.text for sample in samples],
         }
         reporter.log_evaluation(0, evaluation, samples)
-        self.state.elapsed_seconds = reporter.elapsed_seconds
+        reporter.settle()
         self.save()
         reporter.end_step(0, restart_clock=True)
 
