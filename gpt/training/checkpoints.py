@@ -145,7 +145,8 @@ def publish(folder: Path, write: Callable[[Path], None], partial: Path) -> None:
         if isinstance(error, SafetensorError):  # how safetensors reports a full disk
             raise OSError(errno.EIO, f"the weights cannot be written ({error})", str(folder)) from None
         raise
-    flush_folder(folder.parent)
+    for changed in (folder.parent, *(parent.parent for parent in new_parents)):
+        flush_folder(changed)
 
 
 def flush(folder: Path) -> None:

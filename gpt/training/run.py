@@ -17,7 +17,7 @@ from gpt.model.huggingface import CONFIG_FILE
 from gpt.options import UserError, to_yaml
 from gpt.text.batches import TrainingData, counted_tokens, training_data
 from gpt.text.shards import Corpus, prepare
-from gpt.training.checkpoints import CheckpointFolder
+from gpt.training.checkpoints import CheckpointFolder, flush_folder
 from gpt.training.diagnosis import diagnose, write_report
 from gpt.training.finite import Diverged
 from gpt.training.initial import check_initial
@@ -49,6 +49,8 @@ def train(config: RunConfig, stop_at: int | None = None) -> int:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"run_dir={run_dir} cannot be made ({error.strerror}); choose another run_dir") from None
+    if created:
+        flush_folder(run_dir.parent)
     try:
         with FileLock(run_dir / ".lock", timeout=0):
             for line in CheckpointFolder(run_dir).set_damaged_aside():
