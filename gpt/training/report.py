@@ -42,7 +42,7 @@ class Reporter:
         self.wandb = Wandb(config, run_dir, state.wandb_id)
         state.wandb_id = self.wandb.id or state.wandb_id
         self.state = state
-        self.tokens_per_step = config.train.batch_size * config.train.grad_accum_steps * tokens_per_sequence
+        self.tokens_per_step = config.train.global_batch * tokens_per_sequence
         self.flops_per_token, self.peak = model.flops_per_token(), peak_flops(hardware)
         self.val_bits = state.best_bits_per_byte
         self.began, self.before = state.step, state.elapsed_seconds
