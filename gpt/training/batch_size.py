@@ -156,7 +156,7 @@ def largest_fit(trainer: Trainer, limit: int, below: int | None = None, **others
     return best
 
 
-def fit_with_less(trainer: Trainer, limit: int) -> Fit | None:
+def fit_with_less(trainer: Trainer, limit: int, below: int | None = None) -> Fit | None:
     """Where the split alone does not help: the same with other options that need less memory and, up to rounding, give
     the same results."""
     train, copies = trainer.config.train, trainer.hardware.device.type == "cpu"  # what is saved, on the device itself
@@ -169,7 +169,7 @@ def fit_with_less(trainer: Trainer, limit: int) -> Fit | None:
     for name, needs_less in needing_less.items():
         if getattr(train, name) != needs_less:
             others = others | {name: needs_less}
-            if fit := largest_fit(trainer, limit, **others):
+            if fit := largest_fit(trainer, limit, below, **others):
                 return fit
     return None
 

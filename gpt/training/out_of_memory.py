@@ -58,8 +58,8 @@ def find_way(trainer: Trainer, held: int) -> tuple[str, str]:
         return "", unmeasured(trainer)
     estimate = needed_memory(trainer, train.micro_batch, {})
     available = max(available, held)
-    limit = round((1 - RESERVE) * min(available, estimate))  # where this estimate was too low, others are as well
-    fit = largest_fit(trainer, limit, below=train.micro_batch) or fit_with_less(trainer, limit)
+    limit, now = round((1 - RESERVE) * available), train.micro_batch  # which failed, even if its estimate fits
+    fit = largest_fit(trainer, limit, below=now) or fit_with_less(trainer, limit, below=now + 1)
     way = f"{fit.options} keeps the same global batch and needs about {size(fit.needed)}" if fit else ""
     return f", {size(estimate)} estimated, {size(available)} available", way
 
