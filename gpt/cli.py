@@ -10,6 +10,7 @@ import atexit
 import errno
 import gc
 import os
+import re
 import select
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -20,12 +21,12 @@ from typing import Any
 from gpt.arguments import Command, leaves, parse
 from gpt.composition import load_config
 from gpt.help import help_text
-from gpt.options import C, ConfigError, UserError, look_up
+from gpt.options import C, ConfigError, UserError, look_up, ran_out_of_memory
 from gpt.sweeps import run_sweep
 
 __all__ = ["Command", "loading", "main"]
 
-MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE)
+MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 PATH_ERRORS = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -63,7 +64,10 @@ def main(command: Command[C], run: Callable[[C], int | None], argv: Sequence[str
         if status is None:
             raise
         return status
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError, ImportError) as error:
+        if ran_out_of_memory(error):
+            _say(_out_of_memory(error, config))
+            return 1
         if "home directory" not in str(error):  # how pathlib says that there is no such ~user
             raise
         _say(f"{_script()}: a path begins with ~ and the name of no user ({error}); write it out, or begin with ./~")
@@ -128,6 +132,13 @@ def _given_paths(argv: Sequence[str], config: Any) -> list[str]:
 def _is_inside(path: str, folder: str) -> bool:
     path, folder = os.path.abspath(path), os.path.abspath(folder)
     return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+def _out_of_memory(error: Exception, config: Any) -> str:
+    reason = re.sub(r"^\[.*?\][ .]*(err == 0[ .]*)?", "", str(error))  # the place in torch's source
+    reason = reason.partition("\n")[0].partition(". ")[0]
+    smaller = "a smaller batch_size or model" if hasattr(config, "batch_size") else "a smaller model"
+    return f"{_script()}: out of memory{f' ({reason})' if reason else ''}; {smaller} needs less"
 
 
 def _listing(error: ConfigError) -> str:

@@ -48,7 +48,7 @@ class Reporter:
         self.samples = JsonLines(run_dir / "samples.jsonl", restored, state.samples_bytes)
         self.curves: list[Curve] | None = None  # read from the file when first drawn, and kept up from then on
         self.state = state
-        self.tokens_per_step = config.train.batch_size * config.train.grad_accum_steps * tokens_per_sequence
+        self.tokens_per_step = config.train.global_batch * tokens_per_sequence
         self.flops_per_token, self.peak = model.flops_per_token(), peak_flops(hardware)
         self.val_bits = state.best_bits_per_byte
         self.began, self.before = state.step, state.elapsed_seconds

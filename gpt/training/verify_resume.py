@@ -83,7 +83,7 @@ def read_plan(steps: int, stops: str, split: str, config: RunConfig) -> Plan:
     rows, _, count = split.partition("x")
     if not (rows.isdecimal() and count.isdecimal() and int(rows) and int(count)):
         raise UserError(f"--split {split}: write the sequences in a micro-batch and the micro-batches, as 2x4")
-    whole = config.train.batch_size * config.train.grad_accum_steps
+    whole = config.train.global_batch
     if int(rows) * int(count) != whole:
         raise UserError(f"--split {split}: must make the {whole} sequences of an update")
     return Plan(steps, at, (int(rows), int(count)))
