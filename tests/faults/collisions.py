@@ -1,0 +1,117 @@
+"""Two processes at once: trainings in one run folder, preparations of one corpus, readers of a run that is training."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.faults.compare import differences
+from tests.faults.findings import Finding
+from tests.faults.processes import Job, Running, one_line, tiny, write_book
+
+MEETINGS = 5  # of two processes, at scale 1
+READS = 60  # of a run that is training, at scale 1
+READERS = 2  # at once
+IN_USE, WAITING = "in use by another process", "Another process is preparing this corpus"
+
+
+def findings(scale: float) -> Iterator[Finding]:
+    meetings = max(1, round(MEETINGS * scale))
+    with tempfile.TemporaryDirectory(prefix="newleaf-collisions-") as folder:
+        cwd = Path(folder)
+        write_book(cwd / "book.txt")
+        straight = tiny(cwd, "undisturbed")
+        assert straight.run().status == 0
+        yield second_is_refused(straight)
+        yield same_instant(straight, meetings)
+        yield two_preparations(cwd, meetings)
+        yield readers(cwd, max(4, round(READS * scale)))
+
+
+def second_is_refused(straight: Job) -> Finding:
+    """The second comes while the first is training."""
+    job = straight.changed(run_dir="shared")
+    first = job.start()
+    reached = first.wait_for_step(1)
+    second = job.start()
+    first_status, second_status = first.end(), second.end()
+    wrong = [] if reached and first_status == 0 else [f"the first ended with status {first_status}"]
+    # Where it came late it finds a complete run, which is as good.
+    if not (one_line(second, 2) and IN_USE in second.seen) and "is complete" not in second.said:
+        wrong.append(f"the second ended with status {second_status}")
+    wrong += differences(straight.run_dir, job.run_dir)
+    result = "; ".join(wrong[:3]) or "the second refused, the first as undisturbed"
+    return Finding("a second training in the same run folder", result, not wrong, second.seen)
+
+
+def same_instant(straight: Job, meetings: int) -> Finding:
+    """Two start at once in a run folder that is not there yet."""
+    wrong, seen, ends = [], "", Counter[str]()
+    for number in range(meetings):
+        job = straight.changed(run_dir=f"together-{number}")
+        both = [job.start(), job.start()]
+        statuses = sorted(running.end() for running in both)
+        ends[" and ".join(map(str, statuses))] += 1
+        for running in both:
+            if running.status != 0:
+                seen = running.seen
+                if not (one_line(running, 2) and IN_USE in running.seen):
+                    wrong.append(f"status {running.status}: {running.seen}")
+        wrong += differences(straight.run_dir, job.run_dir)
+    statuses = ", ".join(f"{count} times {pair}" for pair, count in ends.items())
+    result = f"exit statuses {statuses}; " + ("; ".join(wrong[:3]) or "each run as undisturbed")
+    return Finding("two trainings that start at once in a new run folder", result, not wrong, seen)
+
+
+def two_preparations(cwd: Path, meetings: int) -> Finding:
+    """Two runs of their own on one corpus, which neither finds prepared; a BPE is trained for it."""
+    bpe = {"tokenizer": "bpe", "tokenizer__vocab_size": 400}
+    straight = tiny(cwd, "undisturbed-bpe", **bpe)
+    assert straight.run().status == 0
+    wrong, waited, seen = [], 0, ""
+    for number in range(meetings):
+        jobs = [straight.changed(run_dir=f"{side}-{number}", data__prepared_dir=f"p-{number}") for side in "ab"]
+        both = [job.start() for job in jobs]
+        for job, running in zip(jobs, both, strict=True):
+            running.end()
+            waited += WAITING in running.said
+            seen = seen or next((line for line in running.said.splitlines() if WAITING in line), "")
+            if running.status != 0:
+                wrong.append(f"status {running.status}: {running.seen}")
+            else:
+                wrong += [line for line in differences(straight.run_dir, job.run_dir) if "prepared_dir" not in line]
+        made = [path.name for path in jobs[0].prepared_dir.iterdir() if not path.name.endswith(".lock")]
+        if len(made) != 1:
+            wrong.append(f"prepared {', '.join(made)}")
+    result = f"in {meetings} meetings {waited} waited; " + ("; ".join(wrong[:3]) or "all runs as undisturbed")
+    return Finding("two that prepare one corpus at once", result, not wrong, seen)
+
+
+def readers(cwd: Path, reads: int) -> Finding:
+    """Samples and scores of a run that saves each step, whose every step is the best so far, and that keeps one."""
+    trainer = tiny(
+        cwd, "read", train__max_steps=100_000, train__eval_every=1, train__eval_tokens=64, train__sample_tokens=0,
+        train__keep_checkpoints=1, schedule="constant", optimizer__lr=1e-5,
+    )  # fmt: skip
+    training = trainer.start()
+    ready = training.wait_until((trainer.run_dir / "checkpoints/best/config.json").is_file)
+    common = {"checkpoint": "read", "device": "cpu"}
+    sample = Job(cwd, "sample.py", common | {"max_new_tokens": 3})
+    evaluate = Job(cwd, "evaluate.py", common | {"max_tokens": 64, "data.prepared_dir": "prepared"})
+    with ThreadPoolExecutor(READERS) as pool:
+        ended: list[Running] = list(pool.map(Job.run, [(sample, evaluate)[number % 2] for number in range(reads)]))
+    last = training.last_step()
+    alive = training.alive
+    training.kill()
+    failed = [running for running in ended if running.status != 0 or running.traceback or not running.printed]
+    steps = last[0] if last else 0
+    result = f"{len(failed)} of {reads} failed while {steps} checkpoints were written"
+    if not alive:
+        result += f"; the training ended with status {training.status}: {training.seen}"
+    return Finding(
+        "sample.py and evaluate.py of a run that saves each step", result, ready and alive and not failed,
+        failed[0].seen if failed else "",
+    )  # fmt: skip
