@@ -6,6 +6,7 @@
         train-pairs.bin    of data=pairs: where each pair is (`streams.py` has the formats)
         val-00000.bin …
         tokenizer.json …   the tokenizer
+        SHA256SUMS         checksums of all these, by which damage is noticed when the folder is opened
 
 The hash is of everything that decides the result: options, and each file's path, size and time of change. The folder is
 written beside its place under a lock and then renamed, so it is whole or not there. A split starts with an end of text
@@ -30,6 +31,7 @@ import numpy as np
 
 from gpt.config import DataConfig, TokenizerConfig
 from gpt.options import UserError, written
+from gpt.text.checksums import damage, write_sums
 from gpt.text.documents import Source, open_source, spooled
 from gpt.text.parallel_encoding import encode_all
 from gpt.text.splits import EVERY_HASH, SPLITS, CharacterCounts, Scan, Split, divide, scan, training_texts
@@ -38,6 +40,10 @@ from gpt.text.tokenizers import Tokenizer
 from gpt.text.vocabularies import build_tokenizer, default_vocab_size, training_bytes
 
 FORMAT = 1
+SUMS = "SHA256SUMS"
+CHECKED_BYTES = (
+    2**30
+)  # of shards: more would be a wait at each start, so of larger corpora only their sizes are checked
 PREPARED = Path(__file__).resolve().parents[2] / "data" / "prepared"
 
 Report = Callable[[str], None]
@@ -56,8 +62,10 @@ class Corpus:
 
 
 def open_corpus(folder: Path, tokenizer: Tokenizer | None = None) -> Corpus:
-    """Open a prepared folder, whose tokenizer may be at hand already. Raises UserError where it is damaged."""
+    """Open a prepared folder, or one that was made just now with `tokenizer`. Raises UserError where it is damaged."""
     again = f"delete {folder} and run again"
+    if tokenizer is None and (found := _damage(folder)):
+        raise UserError(f"the prepared corpus {folder} is damaged: {found}; {again}")
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -65,6 +73,15 @@ def open_corpus(folder: Path, tokenizer: Tokenizer | None = None) -> Corpus:
     dtype = np.dtype(meta["dtype"]).newbyteorder("<")
     train, val = (open_stream(folder, dtype, meta["splits"][name]) for name in SPLITS)
     return Corpus(tokenizer or Tokenizer.load(folder), train, val, meta["fingerprint"], folder, meta["source"])
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a prepared folder by its checksums, if it is not older than these; None where nothing is."""
+    if not (folder / SUMS).is_file():
+        return None
+    shards = [path for path in folder.iterdir() if path.suffix == ".bin"]
+    small = sum(path.stat().st_size for path in shards) <= CHECKED_BYTES
+    return damage(folder, SUMS, lambda name: small or not name.endswith(".bin"))
 
 
 @dataclass(frozen=True)
@@ -163,6 +180,7 @@ def _make(folder: Path, job: _Job, report: Report) -> Tokenizer:
         total = tuple(map(sum, zip(found.totals, held_out.totals, strict=True)))
         _write(temporary, tokenizer, split, total, job.data.workers, report)
         (temporary / "spool.jsonl").unlink(missing_ok=True)
+        write_sums(temporary, SUMS)
         _sync(temporary)
         temporary.rename(folder)
         _sync(folder.parent)
@@ -222,7 +240,8 @@ def _write(
 
 def _sync(path: Path) -> None:
     """Make a folder's list of files, and the small files in it, survive a loss of power."""
-    for file in [*(path.glob("*.json") if path.name.endswith(".tmp") else ()), path]:
+    small = [file for file in path.iterdir() if file.suffix != ".bin"] if path.name.endswith(".tmp") else []
+    for file in [*small, path]:
         handle = os.open(file, os.O_RDONLY)
         try:
             os.fsync(handle)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -15,6 +16,19 @@ from tests.faults.processes import Job, Running, one_line, tiny, write_book
 MEETINGS = 5  # of two processes, at scale 1
 READS = 60  # of a run that is training, at scale 1
 READERS = 2  # at once
+OPENINGS = 3000  # of the same, in one process, at scale 1
+OPEN = """
+import sys
+from gpt.model.opening import open_checkpoint
+from gpt.options import UserError
+failed = []
+for _ in range(int(sys.argv[1])):
+    try:
+        open_checkpoint("read")
+    except UserError as error:
+        failed.append(str(error))
+print(len(failed), *failed[:1], sep="\\n")
+"""
 IN_USE, WAITING = "in use by another process", "Another process is preparing this corpus"
 
 
@@ -28,20 +42,21 @@ def findings(scale: float) -> Iterator[Finding]:
         yield second_is_refused(straight)
         yield same_instant(straight, meetings)
         yield two_preparations(cwd, meetings)
-        yield readers(cwd, max(4, round(READS * scale)))
+        yield from readers(cwd, max(4, round(READS * scale)), max(100, round(OPENINGS * scale)))
 
 
 def second_is_refused(straight: Job) -> Finding:
-    """The second comes while the first is training."""
+    """The second comes while the first is training, and halted, so that it is not done before."""
     job = straight.changed(run_dir="shared")
     first = job.start()
     reached = first.wait_for_step(1)
-    second = job.start()
-    first_status, second_status = first.end(), second.end()
+    first.process.send_signal(signal.SIGSTOP)
+    second = job.run()
+    first.process.send_signal(signal.SIGCONT)
+    first_status = first.end()
     wrong = [] if reached and first_status == 0 else [f"the first ended with status {first_status}"]
-    # Where it came late it finds a complete run, which is as good.
-    if not (one_line(second, 2) and IN_USE in second.seen) and "is complete" not in second.said:
-        wrong.append(f"the second ended with status {second_status}")
+    if not (one_line(second, 2) and IN_USE in second.seen):
+        wrong.append(f"the second ended with status {second.status}")
     wrong += differences(straight.run_dir, job.run_dir)
     result = "; ".join(wrong[:3]) or "the second refused, the first as undisturbed"
     return Finding("a second training in the same run folder", result, not wrong, second.seen)
@@ -61,8 +76,8 @@ def same_instant(straight: Job, meetings: int) -> Finding:
                 if not (one_line(running, 2) and IN_USE in running.seen):
                     wrong.append(f"status {running.status}: {running.seen}")
         wrong += differences(straight.run_dir, job.run_dir)
-    statuses = ", ".join(f"{count} times {pair}" for pair, count in ends.items())
-    result = f"exit statuses {statuses}; " + ("; ".join(wrong[:3]) or "each run as undisturbed")
+    pairs = ", ".join(f"{count} times {pair}" for pair, count in ends.items())
+    result = f"exit statuses {pairs}; " + ("; ".join(wrong[:3]) or "each run as undisturbed")
     return Finding("two trainings that start at once in a new run folder", result, not wrong, seen)
 
 
@@ -90,28 +105,32 @@ def two_preparations(cwd: Path, meetings: int) -> Finding:
     return Finding("two that prepare one corpus at once", result, not wrong, seen)
 
 
-def readers(cwd: Path, reads: int) -> Finding:
-    """Samples and scores of a run that saves each step, whose every step is the best so far, and that keeps one."""
+def readers(cwd: Path, reads: int, openings: int) -> Iterator[Finding]:
+    """Samples and scores of a run that saves each step, whose every step is the best so far, and that keeps one; then
+    the same is only opened, thousands of times, which meets more of the moments when `best` moves."""
     trainer = tiny(
         cwd, "read", train__max_steps=100_000, train__eval_every=1, train__eval_tokens=64, train__sample_tokens=0,
         train__keep_checkpoints=1, schedule="constant", optimizer__lr=1e-5,
     )  # fmt: skip
     training = trainer.start()
-    ready = training.wait_until((trainer.run_dir / "checkpoints/best/config.json").is_file)
+    assert training.wait_until((trainer.run_dir / "checkpoints/best/config.json").is_file), training.said
     common = {"checkpoint": "read", "device": "cpu"}
     sample = Job(cwd, "sample.py", common | {"max_new_tokens": 3})
     evaluate = Job(cwd, "evaluate.py", common | {"max_tokens": 64, "data.prepared_dir": "prepared"})
     with ThreadPoolExecutor(READERS) as pool:
         ended: list[Running] = list(pool.map(Job.run, [(sample, evaluate)[number % 2] for number in range(reads)]))
-    last = training.last_step()
-    alive = training.alive
-    training.kill()
     failed = [running for running in ended if running.status != 0 or running.traceback or not running.printed]
-    steps = last[0] if last else 0
-    result = f"{len(failed)} of {reads} failed while {steps} checkpoints were written"
-    if not alive:
+    yield read(training, "sample.py and evaluate.py", reads, len(failed), failed[0].seen if failed else "")
+    (cwd / "open.py").write_text(OPEN, encoding="utf-8")
+    opened = Job(cwd, str(cwd / "open.py"), arguments=(str(openings),)).run()
+    count, _, message = opened.printed.partition("\n")
+    yield read(training, "open_checkpoint", openings, int(count or openings), message or opened.seen)
+    training.kill()
+
+
+def read(training: Running, what: str, times: int, failed: int, seen: str) -> Finding:
+    steps = (training.last_step() or (0, False))[0]
+    result = f"{failed} of {times} failed, of a run that has written {steps} checkpoints"
+    if not training.alive:
         result += f"; the training ended with status {training.status}: {training.seen}"
-    return Finding(
-        "sample.py and evaluate.py of a run that saves each step", result, ready and alive and not failed,
-        failed[0].seen if failed else "",
-    )  # fmt: skip
+    return Finding(f"{what} of a run that saves each step", result, training.alive and not failed, seen)

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 CHECKPOINTS, SUMS, STATE = "checkpoints", "trainer/SHA256SUMS", "trainer/state.json"
 TIMES = {"elapsed_seconds", "train/tokens_per_second", "train/mfu"}  # of a line of metrics: what differs by nature
 FREE = {"elapsed_seconds", "wandb_id"}  # the same of state.json
+UNSUMMED = {SUMS, "adapter_config.json"}  # people may edit where the base of adapters lies
 CHANGING = {STATE, SUMS}  # files of a checkpoint that hold times
 
 
@@ -50,7 +51,7 @@ def check_checkpoint(folder: Path) -> None:
     if SUMS not in names:
         return  # of before there were checksums
     sums = read_sums(folder)
-    if unlisted := names - sums.keys() - {SUMS}:
+    if unlisted := names - sums.keys() - UNSUMMED:
         raise ValueError(f"without a checksum: {', '.join(sorted(unlisted))}")
     for name, expected in sums.items():
         if hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected:

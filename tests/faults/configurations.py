@@ -1,4 +1,4 @@
-"""The runs that the fault harness disturbs: small, and between them every way of training that has a state of its own."""
+"""The runs that the fault harness disturbs: small, and between them every way of training with a state of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damaged files: of the newest checkpoint, of the best, of all; of the prepared corpus; another version's state; clocks.
+"""Damaged files: of the newest, the best, all checkpoints, of the prepared corpus; another version's state; clocks.
 
 The promise: a damaged newest checkpoint is named and set aside, and the run continues from the one before and ends with
 the same weights. What cannot be continued is refused with a message, and nothing is lost by that.
@@ -7,20 +7,27 @@ the same weights. What cannot be continued is refused with a message, and nothin
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import random
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.faults.compare import (
-    CHECKPOINTS, STATE, best_name, check_checkpoint, differences, files_of, step_folders, write_sums,
-)  # fmt: skip
+    CHECKPOINTS,
+    STATE,
+    best_name,
+    check_checkpoint,
+    differences,
+    files_of,
+    step_folders,
+    write_sums,
+)
 from tests.faults.findings import Finding
 from tests.faults.processes import ROOT, Job, Running, one_line, tiny, write_book
 
@@ -75,6 +82,9 @@ class Halfway:
         return step_folders(self.folder)[-1].name
 
 
+Case = tuple[Halfway, str, Callable[[Path], None]]  # the run, the name of a file, what happens to it
+
+
 def findings(scale: float) -> Iterator[Finding]:
     with tempfile.TemporaryDirectory(prefix="newleaf-damage-") as folder, ThreadPoolExecutor(AT_ONCE) as pool:
         cwd = Path(folder)
@@ -82,13 +92,13 @@ def findings(scale: float) -> Iterator[Finding]:
         job = tiny(cwd, "undisturbed", train__keep_checkpoints=9)
         assert job.run().status == 0
         halves = [halfway(job, last) for last in (20, 25)]  # the newest is the best, and is not
-        yield from pool.map(lambda case: newest_damaged(*case), cases(halves, scale))
+        names = (f"case-{number}" for number in itertools.count())
+        yield from pool.map(newest_damaged, some(newest_cases(halves), scale), names)
         scenarios = (
             best_damaged, all_damaged, another_version, future_times, jumping_clock, edited_corpus,
         )  # fmt: skip
         yield from pool.map(lambda scenario: scenario(halves[1]), scenarios)
-        for damage in DAMAGES:
-            yield from corpus_damaged(halves[1], damage)
+        yield from pool.map(corpus_damaged, some(corpus_cases(halves[1]), scale), names)
 
 
 def halfway(job: Job, last: int) -> Halfway:
@@ -105,20 +115,29 @@ def halfway(job: Job, last: int) -> Halfway:
     return Halfway(job, folder)
 
 
-def cases(halves: list[Halfway], scale: float) -> list[tuple[Halfway, str, Callable[[Path], None]]]:
-    """Every file of the newest checkpoint with every damage, or a part of them drawn by chance."""
-    found = [
+def newest_cases(halves: list[Halfway]) -> list[Case]:
+    """Every file of the newest checkpoint with every damage."""
+    return [
         (half, name, damage)
         for half in halves
         for name in sorted(files_of(step_folders(half.folder)[-1]))
         for damage in DAMAGES
     ]
-    return random.Random(SEED).sample(found, min(len(found), max(3, round(scale * len(found)))))
 
 
-def newest_damaged(half: Halfway, name: str, damage: Callable[[Path], None]) -> Finding:
-    kind = damage.__name__
-    job = half.copy(f"{half.newest}-{kind}-{name.replace('/', '-')}")
+def corpus_cases(half: Halfway) -> list[Case]:
+    """The same of the prepared corpus."""
+    return [(half, name, damage) for name in sorted(files_of(prepared_corpus(half))) for damage in DAMAGES]
+
+
+def some(cases: list[Case], scale: float) -> list[Case]:
+    """A part of the cases, drawn by chance; all at scale 1."""
+    return random.Random(SEED).sample(cases, min(len(cases), max(3, round(scale * len(cases)))))
+
+
+def newest_damaged(case: Case, run_dir: str) -> Finding:
+    half, name, damage = case
+    job = half.copy(run_dir)
     folder = job.run_dir / CHECKPOINTS / half.newest
     damage(folder / name)
     hurt = digest(folder)
@@ -131,7 +150,13 @@ def newest_damaged(half: Halfway, name: str, damage: Callable[[Path], None]) -> 
     if hurt not in {digest(path) for path in (job.run_dir / CHECKPOINTS).iterdir() if path.name[:5] != "step-"}:
         wrong.append("what was damaged is not kept under another name")
     what = "newest and best" if best_name(half.folder) == half.newest else "newest"
-    return told(f"{name} of the {what} checkpoint {kind}", running, wrong, "continued from the one before", half.newest)
+    return told(
+        f"{name} of the {what} checkpoint {damage.__name__}",
+        running,
+        wrong,
+        "continued from the one before",
+        half.newest,
+    )
 
 
 def told(done: str, running: Running, wrong: list[str], right: str, about: str = "") -> Finding:
@@ -237,28 +262,28 @@ def edited_corpus(half: Halfway) -> Finding:
     return told("the corpus edited between two sessions", refused, wrong, "refused; continued when it was put back")
 
 
-def corpus_damaged(half: Halfway, damage: Callable[[Path], None]) -> Iterator[Finding]:
-    """Each file of the prepared corpus; the user then does as told, and deletes the folder."""
-    kind = damage.__name__
-    prepared = next(half.job.prepared_dir.glob("text-*"))
-    for name in sorted(files_of(prepared)):
-        job = half.copy(f"corpus-{kind}-{name}").changed(data__prepared_dir=f"prepared-{kind}-{name}")
-        shutil.copytree(half.job.prepared_dir, job.prepared_dir)
-        damage(job.prepared_dir / prepared.name / name)
-        began = time.monotonic()
-        running = job.run()
-        done = f"{name} of the prepared corpus {kind}"
-        if running.status == 0 and not same_but_folder(half, job):
-            yield Finding(done, "did not matter: the run ended as undisturbed", ok=True)
-            continue
-        wrong = [] if one_line(running, 2) else [f"ended with status {running.status}"]
-        if prepared.name not in running.seen:
-            wrong.append("the folder is not named")
-        shutil.rmtree(job.prepared_dir)
-        again = job.run()
-        wrong += same_but_folder(half, job) if again.status == 0 else [f"made again: status {again.status}"]
-        right = f"refused after {time.monotonic() - began:.1f} s; made again, it ended as undisturbed"
-        yield told(done, running, wrong, right)
+def prepared_corpus(half: Halfway) -> Path:
+    return next(half.job.prepared_dir.glob("text-*"))
+
+
+def corpus_damaged(case: Case, run_dir: str) -> Finding:
+    """The user then does as told, and deletes the folder."""
+    half, name, damage = case
+    prepared = prepared_corpus(half).name
+    job = half.copy(run_dir).changed(data__prepared_dir=f"prepared-{run_dir}")
+    shutil.copytree(half.job.prepared_dir, job.prepared_dir)
+    damage(job.prepared_dir / prepared / name)
+    running = job.run()
+    done = f"{name} of the prepared corpus {damage.__name__}"
+    if running.status == 0 and not same_but_folder(half, job):
+        return Finding(done, "did not matter: the run ended as undisturbed", ok=True)
+    wrong = [] if one_line(running, 2) else [f"ended with status {running.status}"]
+    if f"delete {job.prepared_dir / prepared}" not in running.seen:
+        wrong.append("the way out is not told")
+    shutil.rmtree(job.prepared_dir / prepared)
+    again = job.run()
+    wrong += same_but_folder(half, job) if again.status == 0 else [f"made again: status {again.status}"]
+    return told(done, running, wrong, "refused; made again, it ended as undisturbed")
 
 
 def same_but_folder(half: Halfway, job: Job) -> list[str]:

@@ -92,7 +92,9 @@ def namespace() -> Iterator[Namespace]:
         )  # fmt: skip
     except FileNotFoundError as error:
         raise Unavailable(str(error)) from None
-    assert holder.stdin and holder.stdout and holder.stderr
+    assert holder.stdin
+    assert holder.stdout
+    assert holder.stderr
     try:
         if holder.stdout.readline() != b"ready\n":
             raise Unavailable(holder.stderr.read().decode().strip())

@@ -51,12 +51,13 @@ def write_pairs(path: Path, seed: int = 0, count: int = 400) -> Path:
 
 @dataclass(frozen=True)
 class Job:
-    """A script of Newleaf and its options, typed in the folder `cwd`; `before` is what the command line starts with,
-    as a program that enters a namespace, and `variables` are more of the environment."""
+    """A script of Newleaf (or the path of one) and its options, typed in the folder `cwd`; `before` is what the command
+    line starts with, as a program that enters a namespace, and `variables` are more of the environment."""
 
     cwd: Path
     script: str = "train.py"
     options: Mapping[str, object] = field(default_factory=dict)
+    arguments: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
 
@@ -74,15 +75,16 @@ class Job:
         return self.cwd / str(self.options["data.prepared_dir"])
 
     def start(self) -> Running:
-        arguments = [f"{name}={value}" for name, value in self.options.items()]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        arguments = [*self.arguments, *(f"{name}={value}" for name, value in self.options.items())]
+        usual = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         logs = self.cwd / "logs"
         logs.mkdir(exist_ok=True)
         log, output = (logs / f"{time.monotonic_ns()}.{suffix}" for suffix in ("txt", "out"))
         with log.open("wb") as errors, output.open("wb") as out:
             process = subprocess.Popen(
                 [*self.before, sys.executable, str(ROOT / self.script), *arguments],
-                cwd=self.cwd, env=environment | self.variables, stdin=subprocess.DEVNULL, stdout=out, stderr=errors,
+                cwd=self.cwd, env={**os.environ, **usual, **self.variables}, stdin=subprocess.DEVNULL,
+                stdout=out, stderr=errors,
             )  # fmt: skip
         return Running(process, log, output)
 

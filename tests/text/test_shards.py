@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -213,9 +214,10 @@ def test_the_fingerprint_is_of_the_tokens_alone(tmp_path: Path) -> None:
     assert fingerprint("c.txt", "hello worlD") != fingerprint("a.txt", "hello world")
 
 
-def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
+def test_a_damaged_folder_of_before_there_were_checksums_is_refused(tmp_path: Path) -> None:
     data = config(tmp_path, write(tmp_path / "a.txt", "hello world"))
     folder = prepare(data, BYTE).folder
+    (folder / shards.SUMS).unlink()
     shard = folder / "train-00000.bin"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-1])
@@ -228,6 +230,32 @@ def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
     prepare(data, BYTE)
     (folder / "meta.json").unlink()
     with pytest.raises(UserError, match=r"meta\.json: cannot be read"):
+        prepare(data, BYTE)
+
+
+@pytest.mark.parametrize("name", ["meta.json", "tokenizer.json", "tokenizer_config.json", "train-00000.bin"])
+def test_one_flipped_bit_in_a_prepared_corpus_is_noticed(tmp_path: Path, name: str) -> None:
+    data = config(tmp_path, write(tmp_path / "a.txt", "hello world"))
+    folder = prepare(data, BYTE).folder
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{folder} is damaged: {re.escape(name)} does not .*; delete {folder}"):
+        prepare(data, BYTE)
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=rf"{re.escape(name)}, of SHA256SUMS, is missing"):
+        prepare(data, BYTE)
+
+
+def test_of_a_large_corpus_only_the_small_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = config(tmp_path, write(tmp_path / "a.txt", "hello world"))
+    folder = prepare(data, BYTE).folder
+    shard, meta = folder / "train-00000.bin", folder / "meta.json"
+    shard.write_bytes(bytes(shard.stat().st_size))
+    monkeypatch.setattr(shards, "CHECKED_BYTES", 8)
+    prepare(data, BYTE)
+    meta.write_bytes(meta.read_bytes() + b" ")
+    with pytest.raises(UserError, match=r"meta\.json does not have the checksum"):
         prepare(data, BYTE)
 
 

@@ -1,0 +1,55 @@
+"""Checksums of a folder's files, in a file that `sha256sum -c` checks too.
+
+They tell a file that the disk, a copy or a killed machine has damaged from one that was written so. They do not
+authenticate: whoever can change a folder can change its checksums.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+
+def write_sums(folder: Path, name: str, without: Collection[str] = ()) -> None:
+    """Note the checksum of every file below a folder, but for those `without`, in its file `name`."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    summed = sorted(files.keys() - {name, *without})
+    (folder / name).write_text("".join(f"{digest(files[file])}  {file}\n" for file in summed), encoding="utf-8")
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def damage(folder: Path, name: str, concerns: Callable[[str], bool] = lambda file: True) -> str | None:
+    """What is wrong with a folder by the checksums in its file `name`, in words; None where nothing is.
+
+    `concerns` says which files are looked at. Only files that lie in the folder are opened, whatever names a stranger
+    may have written.
+    """
+    try:
+        sums = read_sums(folder / name)
+        present = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        for file in filter(concerns, sums):
+            if file not in present:
+                return f"{file}, of {name}, is missing"
+            if digest(present[file]) != sums[file]:
+                return f"{file} does not have the checksum in {name}"
+    except (OSError, ValueError) as error:
+        return f"it cannot be checked ({error})"
+    return None
+
+
+def read_sums(path: Path) -> dict[str, str]:
+    """The checksum of each file that has one. Raises OSError where they cannot be read, ValueError where not parsed."""
+    sums = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        value, gap, file = line.partition("  ")
+        if not gap or len(value) != 64:
+            raise ValueError(f"{path.name} is damaged")
+        sums[file] = value
+    if not sums:
+        raise ValueError(f"{path.name} is empty")
+    return sums
