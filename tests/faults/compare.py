@@ -15,6 +15,7 @@ CHECKPOINTS, SUMS, STATE = "checkpoints", "trainer/SHA256SUMS", "trainer/state.j
 TIMES = {"elapsed_seconds", "train/tokens_per_second", "train/mfu"}  # of a line of metrics: what differs by nature
 FREE = {"elapsed_seconds", "wandb_id"}  # the same of state.json
 UNSUMMED = {SUMS, "adapter_config.json"}  # people may edit where the base of adapters lies
+PLACES = {"config.run_dir", "config.tokenizer.path"}  # in it: of adapters the tokenizer moves into the run
 CHANGING = {STATE, SUMS}  # files of a checkpoint that hold times
 
 
@@ -125,7 +126,7 @@ def state_differences(mine: dict[str, Any], theirs: dict[str, Any], prefix: str 
         ours, other = mine.get(name), theirs.get(name)
         if isinstance(ours, dict) and isinstance(other, dict):
             wrong += state_differences(ours, other, f"{prefix}{name}.")
-        elif ours != other and f"{prefix}{name}" != "config.run_dir":
+        elif ours != other and f"{prefix}{name}" not in PLACES:
             wrong.append(f"{prefix}{name} is {ours!r}, not {other!r}")
     return wrong
 
