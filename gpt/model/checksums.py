@@ -1,12 +1,7 @@
-"""The checksums of a checkpoint: `trainer/SHA256SUMS`, as `sha256sum -c trainer/SHA256SUMS` checks it.
-
-They tell a file that the disk, a copy or a killed machine has damaged from one that was written so. They do not
-authenticate: whoever can change a checkpoint can change its checksums.
-"""
+"""The checksums of a checkpoint: `trainer/SHA256SUMS`, as `sha256sum -c trainer/SHA256SUMS` checks it."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,23 +9,15 @@ from pathlib import Path
 
 from gpt.model.peft_config import ADAPTER_CONFIG
 from gpt.options import UserError
+from gpt.text import checksums
 
 SUMS = "trainer/SHA256SUMS"
-# What people may edit: where the base of adapters lies, and what sha256sum cannot check of itself.
-UNSUMMED = (SUMS, ADAPTER_CONFIG)
 
 
 def write_sums(folder: Path) -> None:
-    """Note the checksum of every file below a folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    names = {path.relative_to(folder).as_posix(): path for path in files}
-    lines = [f"{digest(path)}  {name}\n" for name, path in names.items() if name not in UNSUMMED]
-    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
-
-
-def digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Note the checksum of every file of a checkpoint but one that people may edit: it says where the base of adapters
+    lies."""
+    checksums.write_sums(folder, SUMS, without=(ADAPTER_CONFIG,))
 
 
 def has_sums(folder: Path) -> bool:
@@ -38,35 +25,9 @@ def has_sums(folder: Path) -> bool:
 
 
 def damage(folder: Path, concerns: Callable[[str], bool] = lambda name: True) -> str | None:
-    """What is wrong with a folder by its checksums, in words; None where nothing is.
-
-    `concerns` says which of the names are looked at. Only files that lie in the folder are opened, whatever names a
-    stranger may have written.
-    """
-    try:
-        sums = read_sums(folder)
-        present = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-        for name in filter(concerns, sums):
-            if name not in present:
-                return f"{name}, of {SUMS}, is missing"
-            if digest(present[name]) != sums[name]:
-                return f"{name} does not have the checksum in {SUMS}"
-    except (OSError, ValueError) as error:
-        return f"it cannot be checked ({error})"
-    return None
-
-
-def read_sums(folder: Path) -> dict[str, str]:
-    """The checksum of each file that has one. Raises OSError where they cannot be read, ValueError where not parsed."""
-    sums = {}
-    for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
-        value, gap, name = line.partition("  ")
-        if not gap or len(value) != 64:
-            raise ValueError(f"{SUMS} is damaged")
-        sums[name] = value
-    if not sums:
-        raise ValueError(f"{SUMS} is empty")
-    return sums
+    """What is wrong with a checkpoint by its checksums, in words; None where nothing is. `concerns` says which files
+    are looked at."""
+    return checksums.damage(folder, SUMS, concerns)
 
 
 def is_weights(name: str) -> bool:

@@ -30,7 +30,7 @@ def damage(folder: Path, name: str, concerns: Callable[[str], bool] = lambda fil
     may have written.
     """
     try:
-        sums = read_sums(folder / name)
+        sums = read_sums(folder, name)
         present = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
         for file in filter(concerns, sums):
             if file not in present:
@@ -42,14 +42,14 @@ def damage(folder: Path, name: str, concerns: Callable[[str], bool] = lambda fil
     return None
 
 
-def read_sums(path: Path) -> dict[str, str]:
+def read_sums(folder: Path, name: str) -> dict[str, str]:
     """The checksum of each file that has one. Raises OSError where they cannot be read, ValueError where not parsed."""
     sums = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in (folder / name).read_text(encoding="utf-8").splitlines():
         value, gap, file = line.partition("  ")
         if not gap or len(value) != 64:
-            raise ValueError(f"{path.name} is damaged")
+            raise ValueError(f"{name} is damaged")
         sums[file] = value
     if not sums:
-        raise ValueError(f"{path.name} is empty")
+        raise ValueError(f"{name} is empty")
     return sums

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from tests.faults.compare import differences
 from tests.faults.findings import Finding
-from tests.faults.processes import Job, Running, one_line, tiny, write_book
+from tests.faults.processes import ROOT, Job, Running, one_line, tiny, write_book
 
 MEETINGS = 5  # of two processes, at scale 1
 READS = 60  # of a run that is training, at scale 1
@@ -29,7 +31,16 @@ for _ in range(int(sys.argv[1])):
         failed.append(str(error))
 print(len(failed), *failed[:1], sep="\\n")
 """
+SLOW_DISK = """
+import os, time
+_real = os.fsync
+def fsync(descriptor):
+    time.sleep(0.7)
+    _real(descriptor)
+os.fsync = fsync
+"""
 IN_USE, WAITING = "in use by another process", "Another process is preparing this corpus"
+CONTINUING = "continuing at step"
 
 
 def findings(scale: float) -> Iterator[Finding]:
@@ -41,6 +52,7 @@ def findings(scale: float) -> Iterator[Finding]:
         assert straight.run().status == 0
         yield second_is_refused(straight)
         yield same_instant(straight, meetings)
+        yield started_while_one_ends(straight)
         yield two_preparations(cwd, meetings)
         yield from readers(cwd, max(4, round(READS * scale)), max(100, round(OPENINGS * scale)))
 
@@ -79,6 +91,37 @@ def same_instant(straight: Job, meetings: int) -> Finding:
     pairs = ", ".join(f"{count} times {pair}" for pair, count in ends.items())
     result = f"exit statuses {pairs}; " + ("; ".join(wrong[:3]) or "each run as undisturbed")
     return Finding("two trainings that start at once in a new run folder", result, not wrong, seen)
+
+
+def started_while_one_ends(straight: Job) -> Finding:
+    """On a slow disk, two Ctrl-C while a checkpoint is written, and the same command again at once: it may be refused,
+    but neither may take what the other is at."""
+    site = straight.cwd / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(SLOW_DISK, encoding="utf-8")
+    slow = {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}
+    job = straight.changed(run_dir="ending")
+    first = replace(job, variables=slow).start()
+    writing = job.run_dir / "checkpoints/partial-00000010"
+    reached = first.wait_until(writing.is_dir)
+    for _ in range(2):
+        first.process.send_signal(signal.SIGINT)
+        first.sleep(0.1)
+    second = job.start()
+    at_work = second.wait_until(lambda: CONTINUING in second.said) and first.alive
+    first.end()
+    second.end()
+    wrong = ["both were at work at once"] if at_work else []
+    wrong += [] if reached and one_line(first, 130) else [f"the first ended with status {first.status}: {first.seen}"]
+    refused = one_line(second, 2) and IN_USE in second.seen
+    if second.status != 0 and not refused:
+        wrong.append(f"the second ended with status {second.status}: {second.seen}")
+    last = job.run()
+    if last.status != 0:
+        wrong.append(f"after both: status {last.status}: {last.seen}")
+    wrong += differences(straight.run_dir, job.run_dir)
+    result = "; ".join(wrong[:3]) or f"the second {'refused' if refused else 'continued'}, in the end as undisturbed"
+    return Finding("two Ctrl-C on a slow disk, and the same command at once", result, not wrong, second.seen)
 
 
 def two_preparations(cwd: Path, meetings: int) -> Finding:
