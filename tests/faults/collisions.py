@@ -40,7 +40,6 @@ def fsync(descriptor):
 os.fsync = fsync
 """
 IN_USE, WAITING = "in use by another process", "Another process is preparing this corpus"
-CONTINUING = "continuing at step"
 
 
 def findings(scale: float) -> Iterator[Finding]:
@@ -52,7 +51,7 @@ def findings(scale: float) -> Iterator[Finding]:
         assert straight.run().status == 0
         yield second_is_refused(straight)
         yield same_instant(straight, meetings)
-        yield started_while_one_ends(straight)
+        yield started_while_one_ends(cwd)
         yield two_preparations(cwd, meetings)
         yield from readers(cwd, max(4, round(READS * scale)), max(100, round(OPENINGS * scale)))
 
@@ -93,22 +92,24 @@ def same_instant(straight: Job, meetings: int) -> Finding:
     return Finding("two trainings that start at once in a new run folder", result, not wrong, seen)
 
 
-def started_while_one_ends(straight: Job) -> Finding:
-    """On a slow disk, two Ctrl-C while a checkpoint is written, and the same command again at once: it may be refused,
-    but neither may take what the other is at."""
-    site = straight.cwd / "site"
+def started_while_one_ends(cwd: Path) -> Finding:
+    """On a slow disk and with long steps, two Ctrl-C in the step after a checkpoint, which is being written, and the
+    same command again at once: it may be refused, but both may not be at work in one folder."""
+    straight = tiny(cwd, "undisturbed-slow", train__grad_accum_steps=80, train__max_steps=12)
+    assert straight.run().status == 0
+    site = cwd / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(SLOW_DISK, encoding="utf-8")
     slow = {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}
     job = straight.changed(run_dir="ending")
     first = replace(job, variables=slow).start()
-    writing = job.run_dir / "checkpoints/partial-00000010"
+    writing = job.run_dir / "checkpoints/partial-00000005"
     reached = first.wait_until(writing.is_dir)
     for _ in range(2):
         first.process.send_signal(signal.SIGINT)
-        first.sleep(0.1)
+        first.sleep(0.05)
     second = job.start()
-    at_work = second.wait_until(lambda: CONTINUING in second.said) and first.alive
+    at_work = second.wait_until(lambda: second.last_step() is not None) and first.alive
     first.end()
     second.end()
     wrong = ["both were at work at once"] if at_work else []
