@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 CHECKPOINTS, SUMS, STATE = "checkpoints", "trainer/SHA256SUMS", "trainer/state.json"
 TIMES = {"elapsed_seconds", "train/tokens_per_second", "train/mfu"}  # of a line of metrics: what differs by nature
-FREE = {"elapsed_seconds", "wandb_id"}  # the same of state.json
+FREE = {"elapsed_seconds", "metrics_bytes", "wandb_id"}  # the same of state.json
 UNSUMMED = {SUMS, "adapter_config.json"}  # people may edit where the base of adapters lies
 PLACES = {"config.run_dir", "config.tokenizer.path"}  # in it: of adapters the tokenizer moves into the run
 CHANGING = {STATE, SUMS}  # files of a checkpoint that hold times

@@ -29,7 +29,7 @@ from tests.faults.processes import ROOT, heed_interrupts
 
 TOPICS = (
     "kills", "disks", "damage", "collisions", "saving", "memory", "nonfinite", "bad_inputs", "strangers", "fuzz",
-    "long_runs",
+    "long_runs", "wandb_faults",
 )  # fmt: skip
 WIDTH = 160  # of a report in a file
 PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "filelock", "hydra-core")
