@@ -83,7 +83,7 @@ def findings(scale: float) -> Iterator[Finding]:
 def report(tally: Tally) -> Finding:
     result = (
         f"{tally.runs} runs killed {tally.kills} times ({listed(tally.signals)}; {tally.late} signals came too late) "
-        + (f"and {len(tally.wrong)} times not as undisturbed: {'; '.join(tally.wrong[:3])}" if tally.wrong else
+        + (f"with {len(tally.wrong)} differences from the undisturbed run: {'; '.join(tally.wrong[:3])}" if tally.wrong else
            "and each ended byte for byte as undisturbed")
     )  # fmt: skip
     seen = "\n".join(f"[{name}] {text}" for name, text in tally.seen.items())
