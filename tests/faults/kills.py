@@ -81,11 +81,11 @@ def findings(scale: float) -> Iterator[Finding]:
 
 
 def report(tally: Tally) -> Finding:
+    wrong = f"{len(tally.wrong)} differences from the undisturbed run: {'; '.join(tally.wrong[:3])}"
     result = (
-        f"{tally.runs} runs killed {tally.kills} times ({listed(tally.signals)}; {tally.late} signals came too late) "
-        + (f"with {len(tally.wrong)} differences from the undisturbed run: {'; '.join(tally.wrong[:3])}" if tally.wrong else
-           "and each ended byte for byte as undisturbed")
-    )  # fmt: skip
+        f"{tally.runs} runs killed {tally.kills} times ({listed(tally.signals)}; {tally.late} signals came too late): "
+        + (wrong if tally.wrong else "each ended byte for byte as undisturbed")
+    )
     seen = "\n".join(f"[{name}] {text}" for name, text in tally.seen.items())
     return Finding(f"{tally.name}: killed and continued", result, not tally.wrong and tally.runs > 0, seen)
 
