@@ -9,7 +9,13 @@ import pytest
 
 from tests.faults.report import present
 
-SCALES = {"kills": 0.03, "disks": 0.2, "damage": 0.06, "collisions": 0.05}  # seconds to half a minute each
+SCALES = {
+    "kills": 0.03,
+    "disks": 0.2,
+    "damage": 0.06,
+    "collisions": 0.05,
+    "nonfinite": 1.0,
+}  # seconds to half a minute each
 
 
 @pytest.mark.slow
