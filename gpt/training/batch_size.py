@@ -67,6 +67,11 @@ class Trainers:
         self.current = trainer
         return trainer
 
+    def finish(self) -> None:
+        """Let the checkpoint be completed that is being written, before another process may have the run."""
+        if self.current is not None:
+            self.current.writer.finish()
+
     def make_plain(self) -> Trainer:
         return Trainer(self.config, self.corpus, self.hardware, self.run_dir)
 

@@ -144,6 +144,8 @@ def publish(folder: Path, write: Callable[[Path], None], partial: Path) -> None:
                 parent.rmdir()
         if isinstance(error, SafetensorError):  # how safetensors reports a full disk
             raise OSError(errno.EIO, f"the weights cannot be written ({error})", str(folder)) from None
+        if isinstance(error, OSError) and error.filename is None:  # as where a write finds the disk full
+            error.filename = str(folder)
         raise
     for changed in (folder.parent, *(parent.parent for parent in new_parents)):
         flush_folder(changed)
@@ -186,7 +188,7 @@ def what_is_wrong(folder: Path) -> str | None:
         return damage(folder)
     try:
         state = json.loads((folder / TRAINER / STATE).read_text(encoding="utf-8"))
-        if state["format"] == WITHOUT_SUMS:
+        if state["format"] != FORMAT:  # the one before checksums, or one that `read_state` will name
             return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return f"{TRAINER}/{STATE} cannot be read ({error})"

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -40,17 +41,29 @@ class JsonLines:
     def write(self, values: Mapping[str, Any]) -> bytes:
         """Append a line, and return it."""
         line = (json.dumps(values, ensure_ascii=False) + "\n").encode()
-        self.file.write(line)
-        self.file.flush()
+        with self.named():
+            self.file.write(line)
+            self.file.flush()
         return line
 
     def sync(self) -> int:
         """Wait until every line is on the disk. Returns the bytes of the file."""
-        os.fsync(self.file.fileno())
+        with self.named():
+            os.fsync(self.file.fileno())
         return self.file.tell()
 
     def close(self) -> None:
-        self.file.close()
+        with self.named():
+            self.file.close()
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Errors of the machine, as a full disk, tell the file."""
+        try:
+            yield
+        except OSError as error:
+            error.filename = str(self.file.name)
+            raise
 
 
 def kept_bytes(file: BinaryIO, from_step: int, n_bytes: int | None) -> int:

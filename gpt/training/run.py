@@ -56,9 +56,12 @@ def train(config: RunConfig, stop_at: int | None = None) -> int:
     trainers = Trainers(config, corpus, hardware, run_dir, say)
     try:
         with FileLock(run_dir / ".lock", timeout=0):
-            for line in CheckpointFolder(run_dir).set_damaged_aside():
-                say(line)
-            return train_locked(trainers.make, stop_at)
+            try:
+                for line in CheckpointFolder(run_dir).set_damaged_aside():
+                    say(line)
+                return train_locked(trainers.make, stop_at)
+            finally:
+                trainers.finish()
     except Timeout:
         raise UserError(
             f"run_dir={run_dir} is in use by another process; wait for it, or choose another run_dir"

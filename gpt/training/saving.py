@@ -48,14 +48,12 @@ def copied_model(model: Decoder) -> Decoder:
 
 
 class Writer:
-    """Runs jobs one after another, in a thread where `behind`, and raises what went wrong in one from a later call.
-
-    The thread is no daemon: a process that ends, even by a second Ctrl-C, lets it finish the checkpoint.
-    """
+    """Runs jobs one after another, in a thread where `behind`, and raises what went wrong in one from a later call."""
 
     def __init__(self, behind: bool) -> None:
         self.behind = behind
-        self.thread: threading.Thread | None = None
+        self.idle = threading.Event()
+        self.idle.set()
         self.error: BaseException | None = None
 
     def run(self, job: Callable[[], None]) -> None:
@@ -64,14 +62,16 @@ class Writer:
         if not self.behind:
             job()
             return
-        self.thread = threading.Thread(target=self.guarded, args=(job,), name="checkpoint writer")
-        self.thread.start()
+        self.idle.clear()
+        threading.Thread(target=self.guarded, args=(job,), name="checkpoint writer").start()
 
     def guarded(self, job: Callable[[], None]) -> None:
         try:
             job()
         except BaseException as error:  # whatever it is, it belongs to the thread that trains
             self.error = error
+        finally:
+            self.idle.set()
 
     def check(self) -> None:
         """Raise what went wrong so far, once."""
@@ -81,10 +81,20 @@ class Writer:
 
     def wait(self) -> None:
         """Wait for the job that is running. Raises what went wrong in it."""
-        if self.thread is not None:
-            self.thread.join()
-            self.thread = None
+        self.idle.wait()
         self.check()
+
+    def finish(self) -> None:
+        """Wait for the job that is running, whatever Ctrl-C may come, which is raised then: no other process may have
+        the folder before."""
+        interrupt = None
+        while not self.idle.is_set():
+            try:
+                self.idle.wait()
+            except KeyboardInterrupt as error:
+                interrupt = error
+        if interrupt:
+            raise interrupt
 
 
 @torch.no_grad()

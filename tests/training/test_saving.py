@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import threading
 from pathlib import Path
@@ -14,6 +15,8 @@ from gpt.model.adapters import open_model
 from gpt.model.checksums import SUMS, checked_weights, damage
 from gpt.options import UserError
 from gpt.training import trainer as trainer_module
+from gpt.training.checkpoints import publish
+from gpt.training.metrics import JsonLines
 from gpt.training.run import train
 from gpt.training.saving import Writer, copied_model, first_not_finite
 from gpt.training.trainer import Trainer
@@ -174,6 +177,31 @@ def test_what_goes_wrong_in_the_thread_is_raised_once() -> None:
     with pytest.raises(ZeroDivisionError):
         writer.wait()
     writer.check()
+
+
+def test_the_writer_is_waited_for_through_every_interrupt() -> None:
+    writer, release = Writer(behind=True), threading.Event()
+    writer.run(lambda: release.wait(20) and None)  # type: ignore[func-returns-value]
+    interrupts = [threading.Timer(0.1 * n, signal.raise_signal, [signal.SIGINT]) for n in (1, 2)]
+    for timer in [*interrupts, threading.Timer(0.4, release.set)]:
+        timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        writer.finish()
+    assert release.is_set()
+    assert writer.idle.is_set()
+
+
+def test_what_the_disk_refuses_is_told_with_its_place(tmp_path: Path) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*out'"):
+        publish(tmp_path / "out", full, tmp_path / "partial")
+    lines = JsonLines(tmp_path / "metrics.jsonl", -1)
+    lines.file.close()
+    lines.file = open("/dev/full", "ab", buffering=0)  # type: ignore[assignment] # noqa: SIM115
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        lines.write({"step": 1})
 
 
 def test_a_copied_model_shares_nothing_that_trains(make_config: MakeConfig, tmp_path: Path) -> None:
