@@ -10,6 +10,7 @@ import atexit
 import errno
 import gc
 import os
+import re
 import select
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,9 @@ __all__ = ["Command", "loading", "main"]
 
 MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE)
 PATH_ERRORS = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS)
+
+# How torch says it, of the processor's memory and of CUDA's and MPS's.
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Storage size calculation overflowed")
 
 
 def main(command: Command[C], run: Callable[[C], int | None], argv: Sequence[str] | None = None) -> int:
@@ -63,11 +67,17 @@ def main(command: Command[C], run: Callable[[C], int | None], argv: Sequence[str
         if status is None:
             raise
         return status
-    except RuntimeError as error:
-        if "home directory" not in str(error):  # how pathlib says that there is no such ~user
+    except (RuntimeError, MemoryError) as error:
+        if "home directory" in str(error):  # how pathlib says that there is no such ~user
+            _say(f"{_script()}: {_tilde(argv)}: there is no user of that name; write the path out, or begin with ./~")
+            return 2
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
-        _say(f"{_script()}: a path begins with ~ and the name of no user ({error}); write it out, or begin with ./~")
-        return 2
+        _say(
+            f"{_script()}: the memory is not enough ({_first_line(error)}). Use a smaller model, batch_size or "
+            "context_length, or another device"
+        )
+        return 1
 
 
 @contextmanager
@@ -89,7 +99,7 @@ def _status_of(error: OSError, given: list[str]) -> int | None:
         return 141
     ours = [str(path) for path in (error.filename, error.filename2) if isinstance(path, (str, os.PathLike))]
     users = any(_is_inside(path, folder) for path in ours for folder in given)
-    where = f"{', '.join(ours)}: " if ours else ""
+    where = f"{', '.join(map(_shortened, ours))}: " if ours else ""
     if error.errno in MACHINE_ERRORS:
         status = 1
     elif error.errno in PATH_ERRORS and users:
@@ -98,7 +108,8 @@ def _status_of(error: OSError, given: list[str]) -> int | None:
         status = 1
     else:
         return None
-    _say(f"{_script()}: {where}{error.strerror or error}")
+    way_out = "; check the path" if status == 2 else ""
+    _say(f"{_script()}: {where}{error.strerror or error}{way_out}")
     return status
 
 
@@ -128,6 +139,20 @@ def _given_paths(argv: Sequence[str], config: Any) -> list[str]:
 def _is_inside(path: str, folder: str) -> bool:
     path, folder = os.path.abspath(path), os.path.abspath(folder)
     return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+def _shortened(path: str) -> str:
+    return path if len(path) <= 300 else f"{path[:100]}…{path[-100:]} ({len(path)} characters)"
+
+
+def _tilde(argv: Sequence[str]) -> str:
+    """The arguments with a path that begins with ~ and a name."""
+    found = [argument for argument in argv if re.search(r"(^|=|\[|,)~[^/]", argument)]
+    return _shortened(" ".join(found)) if found else "a path begins with ~"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0][:300] or type(error).__name__
 
 
 def _listing(error: ConfigError) -> str:

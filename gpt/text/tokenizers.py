@@ -34,6 +34,7 @@ from gpt.text.encoders import (
 from gpt.text.released import build_released, prefix_of, read_json, special_tokens
 
 END_OF_TEXT = "<|endoftext|>"
+MOST_TOKENS = 10**7
 _USUAL_ENDS = (END_OF_TEXT, "</s>", "[SEP]")
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")  # how SentencePiece vocabularies spell a byte
 _FAST_FROM = 2000  # characters: below, building the fast path takes longer than it saves
@@ -162,7 +163,8 @@ class Tokenizer:
             "clean_up_tokenization_spaces": False,
         }
         (folder / "tokenizer_config.json").write_text(
-            json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
+            json.dumps(config, indent=2) + "\n",
+            encoding="utf-8",  # in ASCII, as a stranger's may hold half a surrogate pair
         )
 
     @classmethod
@@ -185,6 +187,11 @@ class Tokenizer:
             raise UserError(f"{path}: no tokenizer.json there; give a folder that contains one, or the file itself")
         token = _end_of_text(folder, backend)
         tokenizer = cls(backend, token, _without_code(read_json(folder / "tokenizer_config.json"), token))
+        if tokenizer.vocab_size > MOST_TOKENS:
+            raise UserError(
+                f"{folder}: the ids of its tokens go up to {tokenizer.vocab_size - 1:,}, and no table for more than "
+                f"{MOST_TOKENS:,} is made; number them without gaps"
+            )
         if unknown := [index for index in tokenizer.prefix if index >= tokenizer.vocab_size]:
             raise UserError(
                 f"{file}: its post_processor puts id {unknown[0]} before texts, but there are only "
