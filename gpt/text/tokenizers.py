@@ -185,19 +185,26 @@ class Tokenizer:
             backend = build_released(path)
         else:
             raise UserError(f"{path}: no tokenizer.json there; give a folder that contains one, or the file itself")
+        _check_ids(folder, backend)
         token = _end_of_text(folder, backend)
         tokenizer = cls(backend, token, _without_code(read_json(folder / "tokenizer_config.json"), token))
-        if tokenizer.vocab_size > MOST_TOKENS:
-            raise UserError(
-                f"{folder}: the ids of its tokens go up to {tokenizer.vocab_size - 1:,}, and no table for more than "
-                f"{MOST_TOKENS:,} is made; number them without gaps"
-            )
         if unknown := [index for index in tokenizer.prefix if index >= tokenizer.vocab_size]:
             raise UserError(
                 f"{file}: its post_processor puts id {unknown[0]} before texts, but there are only "
                 f"{tokenizer.vocab_size} tokens; mend the ids there"
             )
         return tokenizer
+
+
+def _check_ids(folder: Path, backend: tokenizers.Tokenizer) -> None:
+    """Raises UserError where there are no tokens, or one has an id for which no table has room: the library itself lists
+    every id below it that is not used."""
+    largest = max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
+    if not 0 <= largest < MOST_TOKENS:
+        held = f"the ids of its tokens go up to {largest:,}" if largest >= 0 else "it has no tokens"
+        raise UserError(
+            f"{folder}: {held}, and a tokenizer has 1 to {MOST_TOKENS:,} tokens, numbered from 0 on; mend its files"
+        )
 
 
 def _end_of_text(folder: Path, backend: tokenizers.Tokenizer) -> str:

@@ -188,6 +188,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--only", default="", help="a part of a target's name")
     options = parser.parse_args()
+    os.environ |= {"RUST_BACKTRACE": "0", "HF_HUB_OFFLINE": "1"}  # no name may lead to the network
     say = lambda line: print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)  # noqa: E731
     found = campaign(options.minutes, say, options.only)
     for each in found:
