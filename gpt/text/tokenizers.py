@@ -11,7 +11,8 @@ import codecs
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -177,17 +178,17 @@ class Tokenizer:
         folder = path if path.is_dir() else path.parent
         file = path / "tokenizer.json" if path.is_dir() else path
         if file.is_file():
-            try:
+            with _refusing(file):
                 backend = tokenizers.Tokenizer.from_file(str(file))
-            except Exception as error:  # the library raises plain Exception
-                raise UserError(f"{file}: not a tokenizer.json of the tokenizers library ({error})") from None
         elif path.is_dir():
             backend = build_released(path)
         else:
             raise UserError(f"{path}: no tokenizer.json there; give a folder that contains one, or the file itself")
         _check_ids(folder, backend)
         token = _end_of_text(folder, backend)
-        tokenizer = cls(backend, token, _without_code(read_json(folder / "tokenizer_config.json"), token))
+        config = _without_code(read_json(folder / "tokenizer_config.json"), token)
+        with _refusing(file):
+            tokenizer = cls(backend, token, config)
         if unknown := [index for index in tokenizer.prefix if index >= tokenizer.vocab_size]:
             raise UserError(
                 f"{file}: its post_processor puts id {unknown[0]} before texts, but there are only "
@@ -196,9 +197,23 @@ class Tokenizer:
         return tokenizer
 
 
+@contextmanager
+def _refusing(file: Path) -> Iterator[None]:
+    """Raises UserError where the tokenizers library cannot use a file: it raises plain Exception, or its own code
+    panics, which is no Exception."""
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"{file}: not a tokenizer.json of the tokenizers library ({error})") from None
+
+
 def _check_ids(folder: Path, backend: tokenizers.Tokenizer) -> None:
-    """Raises UserError where there are no tokens, or one has an id for which no table has room: the library itself lists
-    every id below it that is not used."""
+    """Raises UserError where there are no tokens, or one has an id for which no table has room: the library itself
+    lists every id below it that is not used."""
     largest = max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
     if not 0 <= largest < MOST_TOKENS:
         held = f"the ids of its tokens go up to {largest:,}" if largest >= 0 else "it has no tokens"

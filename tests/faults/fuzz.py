@@ -96,7 +96,7 @@ def take_turn(target: Target, seconds: float, last: Path) -> Turn:
         number = random.SystemRandom().getrandbits(32)
         try:
             run_examples(target, turn, 100, number, last)
-        except (Exception, Hang) as error:
+        except BaseException as error:  # also `Hang`, and the panics of libraries written in Rust
             frames = traceback.extract_tb(error.__traceback__)
             ours = [frame for frame in frames if f"{os.sep}gpt{os.sep}" in frame.filename] or frames[-1:]
             place = f"{Path(ours[-1].filename).name}:{ours[-1].lineno} {ours[-1].name}"
@@ -115,10 +115,12 @@ def in_child(work: Callable[[], Turn], last: Path) -> Turn:
         with contextlib.suppress(ValueError):
             held = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
             resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, resource.RLIM_INFINITY))
-        turn = work()
-        with os.fdopen(writer, "w") as pipe:
-            json.dump(vars(turn), pipe)
-        os._exit(0)
+        try:
+            turn = work()
+            with os.fdopen(writer, "w") as pipe:
+                json.dump(vars(turn), pipe)
+        finally:
+            os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as pipe:
         text = pipe.read()
