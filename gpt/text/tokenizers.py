@@ -36,6 +36,7 @@ from gpt.text.released import build_released, prefix_of, read_json, special_toke
 
 END_OF_TEXT = "<|endoftext|>"
 MOST_TOKENS = 10**7
+CANNOT_ENCODE = "the tokenizer cannot encode the text; it may lack a token for what it does not know"
 _USUAL_ENDS = (END_OF_TEXT, "</s>", "[SEP]")
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")  # how SentencePiece vocabularies spell a byte
 _FAST_FROM = 2000  # characters: below, building the fast path takes longer than it saves
@@ -95,7 +96,8 @@ class Tokenizer:
 
     @cached_property
     def _fast(self) -> Encoder | None:
-        return fast_encoder(self._spec, self.backend)
+        with _refusing("tokenizer.json cannot be used"):
+            return fast_encoder(self._spec, self.backend)
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, with nothing added, not even `prefix`; special tokens spelled out in it are plain text.
@@ -110,7 +112,8 @@ class Tokenizer:
             ids, lengths = self._fast(texts)
             return ids.astype(self.dtype, copy=False), lengths
         check_unicode(texts)
-        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        with _refusing(CANNOT_ENCODE):
+            encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         parts = [np.array(encoding.ids, dtype=self.dtype) for encoding in encodings]
         return np.concatenate([np.zeros(0, self.dtype), *parts]), lengths_of(parts)
 
@@ -118,13 +121,17 @@ class Tokenizer:
         if (len(text) > _FAST_FROM or self.name in ("byte", "char")) and self._fast is not None:
             return self._fast([text])[0]
         utf8(text)
-        return np.array(self.backend.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+        with _refusing(CANNOT_ENCODE):
+            return np.array(self.backend.encode(text, add_special_tokens=False).ids, dtype=np.int64)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`: special tokens are skipped, bytes that are no UTF-8 become U+FFFD."""
         pieces = self._pieces
         if pieces is None:
-            return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
+            with _refusing(
+                "the tokenizer cannot put its tokens together to a text; mend the decoder in tokenizer.json"
+            ):
+                return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
         return b"".join([pieces[i] for i in ids]).decode("utf-8", errors="replace")
 
     def stream(self) -> StreamDecoder:
@@ -178,7 +185,7 @@ class Tokenizer:
         folder = path if path.is_dir() else path.parent
         file = path / "tokenizer.json" if path.is_dir() else path
         if file.is_file():
-            with _refusing(file):
+            with _refusing(f"{file}: not a tokenizer.json of the tokenizers library"):
                 backend = tokenizers.Tokenizer.from_file(str(file))
         elif path.is_dir():
             backend = build_released(path)
@@ -187,7 +194,7 @@ class Tokenizer:
         _check_ids(folder, backend)
         token = _end_of_text(folder, backend)
         config = _without_code(read_json(folder / "tokenizer_config.json"), token)
-        with _refusing(file):
+        with _refusing(f"{file}: not a tokenizer.json of the tokenizers library"):
             tokenizer = cls(backend, token, config)
         if unknown := [index for index in tokenizer.prefix if index >= tokenizer.vocab_size]:
             raise UserError(
@@ -198,9 +205,9 @@ class Tokenizer:
 
 
 @contextmanager
-def _refusing(file: Path) -> Iterator[None]:
-    """Raises UserError where the tokenizers library cannot use a file: it raises plain Exception, or its own code
-    panics, which is no Exception."""
+def _refusing(message: str) -> Iterator[None]:
+    """Raises UserError where the tokenizers library cannot use a file or a text: it raises plain Exception, or its own
+    code panics, which is no Exception."""
     try:
         yield
     except UserError:
@@ -208,7 +215,7 @@ def _refusing(file: Path) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise UserError(f"{file}: not a tokenizer.json of the tokenizers library ({error})") from None
+        raise UserError(f"{message} ({error})") from None
 
 
 def _check_ids(folder: Path, backend: tokenizers.Tokenizer) -> None:
