@@ -129,7 +129,7 @@ class Tokenizer:
         pieces = self._pieces
         if pieces is None:
             with _refusing(
-                "the tokenizer cannot put its tokens together to a text; mend the decoder in tokenizer.json"
+                "the tokenizer cannot decode its tokens; mend the decoder in tokenizer.json"
             ):
                 return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
         return b"".join([pieces[i] for i in ids]).decode("utf-8", errors="replace")
