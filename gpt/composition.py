@@ -111,7 +111,7 @@ def _override(argument: str) -> Any:
 
     try:
         return OverridesParser.create().parse_override(argument)
-    except (HydraException, RecursionError):  # which brackets within brackets within brackets cause
+    except (HydraException, RecursionError, ValueError):  # brackets in brackets in brackets; thousands of digits
         return None
 
 

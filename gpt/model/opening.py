@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from gpt.model.adapters import find_base, open_model
@@ -29,6 +30,8 @@ def open_checkpoint(checkpoint: str) -> tuple[Path, Decoder, Tokenizer]:
     Raises UserError where one of them is not there, not whole, or not of the other.
     """
     folder = find_model(checkpoint)
+    if is_adapter(folder):  # which may name any model of this machine or the Hub
+        print(f"{folder} adapts {find_base(folder)}", file=sys.stderr)
     tokenizer, model = Tokenizer.load(find_tokenizer(folder)), open_model(folder)
     if tokenizer.vocab_size > model.vocab_size:
         raise UserError(

@@ -9,6 +9,7 @@ Formats: https://huggingface.co/docs/safetensors and torch.load with `weights_on
 from __future__ import annotations
 
 import math
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ def list_safetensors(file: Path) -> dict[str, Stored]:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (it is no mapping)
             return {name: Stored(file, name, tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from None
+        raise UserError(f"{file} cannot be read: {error}; copy or download it again") from None
 
 
 def read_safetensor(file: Path, name: str) -> Tensor:
@@ -115,7 +116,7 @@ def read_safetensor(file: Path, name: str) -> Tensor:
         with safe_open(file, framework="pt") as opened:  # closed each time: the pages that it maps stay resident
             return opened.get_tensor(name)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from None
+        raise UserError(f"{file} cannot be read: {error}; copy or download it again") from None
 
 
 def write_safetensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
@@ -131,7 +132,8 @@ def list_pickled(file: Path) -> dict[str, Stored]:
     check_pickle_size(file)
     try:
         # Not mmap: a mapped file stays resident until its last tensor goes; memory of its own goes tensor by tensor.
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of a pickle that is damaged, before it is refused
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception:  # a damaged pickle raises anything; torch's own message tells how to run the code in one
         raise UserError(
             f"{file} cannot be read: it is damaged, or a pickle of more than tensors, which could run any code; "

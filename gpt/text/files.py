@@ -117,11 +117,11 @@ def read_object(path: Path) -> dict[str, Any]:
             raise UserError(f"{path} cannot be read: it is not a regular file")
         if (size := path.stat().st_size) > MOST_JSON:
             raise UserError(f"{path} cannot be read: it has {size:,} bytes, and such files have a few thousand")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+        raise UserError(f"{path} cannot be read: {error}; copy or download it again") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} does not hold a JSON object")
+        raise UserError(f"{path} does not hold a JSON object; copy or download it again")
     return content

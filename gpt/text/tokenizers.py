@@ -128,9 +128,7 @@ class Tokenizer:
         """The text of `ids`: special tokens are skipped, bytes that are no UTF-8 become U+FFFD."""
         pieces = self._pieces
         if pieces is None:
-            with _refusing(
-                "the tokenizer cannot decode its tokens; mend the decoder in tokenizer.json"
-            ):
+            with _refusing("the tokenizer cannot decode its tokens; mend the decoder in tokenizer.json"):
                 return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
         return b"".join([pieces[i] for i in ids]).decode("utf-8", errors="replace")
 

@@ -101,8 +101,8 @@ def take_turn(target: Target, seconds: float, last: Path) -> Turn:
             ours = [frame for frame in frames if f"{os.sep}gpt{os.sep}" in frame.filename] or frames[-1:]
             place = f"{Path(ours[-1].filename).name}:{ours[-1].lineno} {ours[-1].name}"
             said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            notes = " ".join(getattr(error, "__notes__", []))[:600]
-            turn.failures.append(f"{place}: {said} | {notes}")
+            notes = " ".join(getattr(error, "__notes__", [])) or last.read_text(encoding="utf-8", errors="replace")
+            turn.failures.append(f"{place}: {said} | {notes[:600]}")
     return turn
 
 
