@@ -39,6 +39,9 @@ def main(command: Command[C], run: Callable[[C], int | None], argv: Sequence[str
     Mistakes go to standard error without a traceback. Any other exception of `run` is a bug and passes through.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # whoever closed it wants nothing
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open until the process ends)
     config: C | None = None
     try:
         if "--help" in argv or "-h" in argv:
@@ -58,6 +61,14 @@ def main(command: Command[C], run: Callable[[C], int | None], argv: Sequence[str
         return 2
     except UserError as error:
         _say(f"{_script()}: {error}")
+        return 2
+    except UnicodeEncodeError as error:
+        if error.encoding != getattr(sys.stdout, "encoding", None):
+            raise
+        _say(
+            f"{_script()}: standard output takes only {error.encoding}, which has no {error.object[error.start]!r}; set "
+            "PYTHONIOENCODING=utf-8, or have the text written to a file"
+        )
         return 2
     except KeyboardInterrupt:
         _say("interrupted")

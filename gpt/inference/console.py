@@ -187,6 +187,8 @@ def sample_line(made: Sample) -> str:
 
 def converse(sampler: Sampler) -> None:
     """Continue each line that is typed, until the end of input. Ctrl-C ends a continuation, not the program."""
+    if sys.stdin is None:
+        raise UserError("interactive=true: standard input is closed; give prompt=… or prompt_file=… instead")
     say("Type a prompt and press Enter; Ctrl-C stops the text, Ctrl-D leaves.")
     number = 0
     while True:
@@ -194,6 +196,8 @@ def converse(sampler: Sampler) -> None:
             prompt = input("> " if sys.stdin.isatty() else "")
         except EOFError:
             return
+        except UnicodeDecodeError as error:
+            raise UserError(f"interactive=true: standard input is not valid {error.encoding.upper()}") from None
         except KeyboardInterrupt:
             put("\n")
             return

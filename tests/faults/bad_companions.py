@@ -100,6 +100,14 @@ TOKENIZERS = [
         ),
     ),
     bad(
+        "a tokenizer that knows no word",
+        "sample",
+        "checkpoint=char",
+        "prompt=leaf",
+        says=["the tokenizer cannot encode the text", "lack a token"],
+        spoil=inside("char/checkpoints/best/tokenizer.json", lambda t: t.update(pre_tokenizer=None)),
+    ),
+    bad(
         "a tokenizer that is a model",
         "train",
         "tokenizer=huggingface",

@@ -75,7 +75,12 @@ TYPES = [
         "precision=fp16",
         says=["precision=fp16", "is not one of auto, fp32, bf16"],
     ),
-    bad("half a character", "train", "wandb.project=\udcff", says=["wandb.project=\\udcff", "is not valid UTF-8"]),
+    bad(
+        "half a character in an option",
+        "train",
+        "wandb.project=\udcff",
+        says=["wandb.project=\\udcff", "is not valid UTF-8"],
+    ),
     bad("a NUL in text", "sample", "prompt=a\0b", says=["prompt=a\\x00b", "NUL character", "leave it out"]),
     bad("a NUL in a path", "train", "run_dir=a\0b", says=["run_dir=a\\x00b", "NUL character", "leave it out"]),
 ]

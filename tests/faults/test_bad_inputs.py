@@ -31,7 +31,7 @@ def chosen(case: Case | Fine) -> object:
     return pytest.param(case, id=f"{case.command}: {case.name}", marks=[pytest.mark.slow] if slow else [])
 
 
-@pytest.mark.parametrize("case", map(chosen, CASES))
+@pytest.mark.parametrize("case", [chosen(case) for case in CASES])
 def test_bad_input_is_refused(case: Case, stock: Path, tmp_path: Path) -> None:
     folder = copy_of(stock, tmp_path / "case")
     if case.spoil:
@@ -40,7 +40,7 @@ def test_bad_input_is_refused(case: Case, stock: Path, tmp_path: Path) -> None:
     assert case.faults(outcome) == [], outcome.said
 
 
-@pytest.mark.parametrize("case", map(chosen, FINE))
+@pytest.mark.parametrize("case", [chosen(case) for case in FINE])
 def test_odd_input_is_taken(case: Fine, stock: Path, tmp_path: Path) -> None:
     folder = copy_of(stock, tmp_path / "case")
     if case.spoil:
