@@ -66,7 +66,7 @@ def main(command: Command[C], run: Callable[[C], int | None], argv: Sequence[str
         if error.encoding != getattr(sys.stdout, "encoding", None):
             raise
         _say(
-            f"{_script()}: standard output takes only {error.encoding}, which has no {error.object[error.start]!r}; set "
+            f"{_script()}: standard output takes only {error.encoding}, without {error.object[error.start]!r}; set "
             "PYTHONIOENCODING=utf-8, or have the text written to a file"
         )
         return 2
