@@ -16,6 +16,11 @@ CONTINUE = tuple(each for each in TRAIN if not each.startswith("train.max_steps"
 SHAPE = tuple(f"-model.{name}" for name in ("n_layer", "n_head", "n_embd", "context_length"))
 
 
+def without_sums(spoil: Spoil) -> Spoil:
+    """A run of before there were checksums, which would tell first."""
+    return both(remove("run/checkpoints/step-00000002/trainer/SHA256SUMS"), edit(STATE, format=1), spoil)
+
+
 def adapter(name: str, *says: str, spoil: Spoil, command: str = "sample") -> Case:
     return bad(name, command, "checkpoint=adapter", says=says, spoil=spoil)
 
@@ -206,22 +211,13 @@ RUNS = [
     ),
     bad("a state with more", "export", says=["state.json", "delete"], spoil=edit(STATE, evil=1)),
     bad(
-        "a run that goes on from a broken state",
-        "train",
-        *CONTINUE,
-        "run_dir=run",
-        "train.max_steps=3",
-        says=["state.json", "delete"],
-        spoil=write(STATE, "[]"),
-    ),
-    bad(
         "a run that goes on from broken weights",
         "train",
         *CONTINUE,
         "run_dir=run",
         "train.max_steps=3",
         says=["model.safetensors", "continue from the one before"],
-        spoil=cut("run/checkpoints/step-00000002/model.safetensors", 900),
+        spoil=without_sums(cut("run/checkpoints/step-00000002/model.safetensors", 900)),
     ),
     bad(
         "a run whose optimizer breaks off",
@@ -230,7 +226,7 @@ RUNS = [
         "run_dir=run",
         "train.max_steps=3",
         says=["trainer cannot be read", "continue from the one before"],
-        spoil=cut("run/checkpoints/step-00000002/trainer/optimizer.safetensors", 900),
+        spoil=without_sums(cut("run/checkpoints/step-00000002/trainer/optimizer.safetensors", 900)),
     ),
     bad(
         "text of training that is not said",
