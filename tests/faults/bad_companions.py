@@ -216,7 +216,7 @@ RUNS = [
         *CONTINUE,
         "run_dir=run",
         "train.max_steps=3",
-        says=["model.safetensors", "continue from the one before"],
+        says=["model.safetensors", "copy or download it again"],
         spoil=without_sums(cut("run/checkpoints/step-00000002/model.safetensors", 900)),
     ),
     bad(
