@@ -105,11 +105,13 @@ def findings(scale: float) -> Iterator[Finding]:
             done = list(pool.map(run, enumerate(chosen)))
     for command in SCRIPTS:
         mine = [each for each in done if each[0].command == command]
+        if not mine:
+            continue
         failed = [each for each in mine if each[1]]
         shown = "\n".join(f"{case.name}: {'; '.join(faults)}\n{err}" for case, faults, err in failed[:5])
         yield Finding(
             f"bad input to {SCRIPTS[command]}, as real processes",
             f"{len(mine) - len(failed)} of {len(mine)} refused with status 2, one message, nothing written or lost",
             not failed,
-            shown or (mine[0][2] if mine else ""),
+            shown or mine[0][2],
         )

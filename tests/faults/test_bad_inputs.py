@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import zlib
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tests.faults.fine_inputs import FINE
 from tests.faults.lab import Outcome, attempt, copy_of, make_stock
 
 CASES = all_cases()
+SECONDS = 10  # of the processor, torch's import included
 
 
 @pytest.fixture(scope="session")
@@ -36,8 +38,10 @@ def test_bad_input_is_refused(case: Case, stock: Path, tmp_path: Path) -> None:
     folder = copy_of(stock, tmp_path / "case")
     if case.spoil:
         case.spoil(folder)
+    started = time.process_time()
     outcome = attempt(case.command, case.argv, folder)
     assert case.faults(outcome) == [], outcome.said
+    assert time.process_time() - started < SECONDS
 
 
 @pytest.mark.parametrize("case", [chosen(case) for case in FINE])
@@ -45,8 +49,10 @@ def test_odd_input_is_taken(case: Fine, stock: Path, tmp_path: Path) -> None:
     folder = copy_of(stock, tmp_path / "case")
     if case.spoil:
         case.spoil(folder)
+    started = time.process_time()
     outcome = attempt(case.command, case.argv, folder)
     assert outcome.status == 0, outcome.said
+    assert time.process_time() - started < SECONDS
     assert case.right(folder, outcome), outcome
 
 
