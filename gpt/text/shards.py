@@ -69,7 +69,8 @@ def open_corpus(folder: Path, tokenizer: Tokenizer | None = None) -> Corpus:
         why = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise UserError(f"{path}: cannot be read ({why}); delete {folder} and run again") from None
     except UserError as error:
-        raise UserError(f"{error}; delete {folder} and run again") from None
+        said = str(error).removesuffix("; copy or download it again")  # it is ours, and is made again
+        raise UserError(f"{said}; delete {folder} and run again") from None
     return Corpus(tokenizer, train, val, meta["fingerprint"], folder, meta["source"])
 
 
