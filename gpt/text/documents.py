@@ -176,8 +176,8 @@ def decode_file(file: Path) -> Iterator[str]:
                 if "\0" in text:
                     at = offset + len(text[: text.index("\0")].encode(name))
                     raise UserError(
-                        f"{file}: a NUL byte at offset {at}: this is not a text file; leave it out, or, if it is UTF-16 "
-                        "without a mark, convert it (iconv -f UTF-16LE -t UTF-8)"
+                        f"{file}: a NUL byte at offset {at}: this is not a text file; leave it out, or, if it is in "
+                        "UTF-16 without its mark, convert it (iconv -f UTF-16LE -t UTF-8)"
                     )
                 yield text
                 rest, offset = rest[used:] + data, offset + used
