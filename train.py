@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from gpt.arguments import Implication
+from gpt.arguments import Arguments, Implication
 from gpt.cli import Command, loading, main
 from gpt.config import RunConfig
 
@@ -13,6 +13,16 @@ def adopt(values: dict[str, Any], given: set[str]) -> None:
         from gpt.training.initial import adopt_model  # torch is slow to import, and `--help` does without
 
         adopt_model(values, given)
+
+
+def keep_global_batch(values: dict[str, Any], given: Arguments) -> None:
+    """With `train.batch_size=auto` an update has as many sequences as it would have without that."""
+    train, option = values["train"], "train.grad_accum_steps"
+    numbers = train["batch_size"], train["grad_accum_steps"]
+    if train["global_batch_size"] is None and all(isinstance(number, int) for number in numbers):
+        train["global_batch_size"] = numbers[0] * numbers[1]
+    elif option in given.ordinary:
+        given.refuse(option, "follows from train.batch_size=auto; leave it away", given.ordinary[option])
 
 
 COMMAND = Command(
@@ -29,6 +39,7 @@ COMMAND = Command(
         "data.completion='{answer}'",
     ),
     adopt=adopt,
+    before_words=keep_global_batch,
     implications=(Implication("lora.rank", "experiment", "lora"), Implication("init_from", "experiment", "finetune")),
 )
 

@@ -38,7 +38,7 @@ class Leaf:
 
     @property
     def optional(self) -> bool:
-        return isinstance(self.hint, types.UnionType)
+        return types.NoneType in typing.get_args(self.hint)
 
     @property
     def many(self) -> bool:
@@ -77,6 +77,9 @@ class Command(Generic[C]):
     # arguments (or files that they chose) set. Raises UserError.
     adopt: Callable[[dict[str, Any], set[str]], None] | None = None
     implications: tuple[Implication, ...] = ()
+    # Called before words take the place of numbers (train.batch_size=auto), with the values composed without them. It
+    # may change these, or refuse arguments.
+    before_words: Callable[[dict[str, Any], Arguments], None] | None = None
 
     def implied(self, given: Arguments) -> dict[str, str]:
         """The choices that follow from the arguments, where nothing was chosen from those groups."""

@@ -21,16 +21,13 @@ from typing import Any
 from gpt.arguments import Command, leaves, parse
 from gpt.composition import load_config
 from gpt.help import help_text
-from gpt.options import C, ConfigError, UserError, look_up
+from gpt.options import C, ConfigError, UserError, look_up, ran_out_of_memory
 from gpt.sweeps import run_sweep
 
 __all__ = ["Command", "loading", "main"]
 
-MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE)
+MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 PATH_ERRORS = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS)
-
-# How torch says it, of the processor's memory and of CUDA's and MPS's.
-OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Storage size calculation overflowed")
 
 
 def main(command: Command[C], run: Callable[[C], int | None], argv: Sequence[str] | None = None) -> int:
@@ -78,17 +75,14 @@ def main(command: Command[C], run: Callable[[C], int | None], argv: Sequence[str
         if status is None:
             raise
         return status
-    except (RuntimeError, MemoryError) as error:
-        if "home directory" in str(error):  # how pathlib says that there is no such ~user
-            _say(f"{_script()}: {_tilde(argv)}: there is no user of that name; write the path out, or begin with ./~")
-            return 2
-        if not isinstance(error, MemoryError) and not any(words in str(error) for words in OUT_OF_MEMORY):
+    except (RuntimeError, MemoryError, ImportError) as error:
+        if ran_out_of_memory(error):
+            _say(_out_of_memory(error, config))
+            return 1
+        if "home directory" not in str(error):  # how pathlib says that there is no such ~user
             raise
-        _say(
-            f"{_script()}: the memory is not enough ({_first_line(error)}). Use a smaller model, batch_size or "
-            "context_length, or another device"
-        )
-        return 1
+        _say(f"{_script()}: {_tilde(argv)}: there is no user of that name; write the path out, or begin with ./~")
+        return 2
 
 
 @contextmanager
@@ -162,8 +156,11 @@ def _tilde(argv: Sequence[str]) -> str:
     return _shortened(" ".join(found)) if found else "a path begins with ~"
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:300] or type(error).__name__
+def _out_of_memory(error: Exception, config: Any) -> str:
+    reason = re.sub(r"^\[.*?\][ .]*(err == 0[ .]*)?", "", str(error))  # the place in torch's source
+    reason = reason.partition("\n")[0].partition(". ")[0]
+    smaller = "a smaller batch_size or model" if hasattr(config, "batch_size") else "a smaller model"
+    return f"{_script()}: out of memory{f' ({reason})' if reason else ''}; {smaller} needs less"
 
 
 def _listing(error: ConfigError) -> str:

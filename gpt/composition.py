@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from gpt.arguments import CONFIGS, NONE, Arguments, Command, check_choices, parse
-from gpt.options import C, ConfigError, Mistake, UserError, defaults, read_dict
+from gpt.arguments import CONFIGS, NONE, Arguments, Command, check_choices, leaves, parse
+from gpt.options import C, ConfigError, Mistake, UserError, defaults, read_dict, words_of
 
 MOST_VALUES = 1000  # of one option, and runs of one sweep
 
@@ -59,8 +59,10 @@ def _compose(command: Command, given: Arguments) -> dict[str, Any]:
 
     overrides = [f"{name}={choice}" for name, choice in given.choices.items() if choice != NONE]  # the default
     literal = dict(given.free)
+    words = {leaf.name: words_of(leaf.hint) for leaf in leaves(command.kind)}
+    spoken = {name for name, text in given.ordinary.items() if text in words.get(name, ())}
     for name, text in given.ordinary.items():
-        if _override(f"{name}={text}") is None:
+        if name in spoken or _override(f"{name}={text}") is None:
             literal[name] = text  # not Hydra's grammar, so not a number or word: its type will say what it must be
         else:
             overrides.append(f"{name}={text}")
@@ -77,6 +79,8 @@ def _compose(command: Command, given: Arguments) -> dict[str, Any]:
     OmegaConf.set_struct(composed, False)
     del composed["hydra"]
     values = _plain(composed, given)
+    if spoken and command.before_words:
+        command.before_words(values, given)
     for name, value in literal.items():
         group, _, last = name.rpartition(".")
         (values[group] if group else values)[last] = value

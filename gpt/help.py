@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from gpt.arguments import CONFIGS, Command, Leaf, choices_of, leaves
-from gpt.options import defaults, written
+from gpt.options import defaults, words_of, written
 
 NOTES = (
     "Text, names and paths are taken verbatim after the first '=': commas, braces, quotes and ${...} are plain "
@@ -103,6 +103,7 @@ def _describe(leaf: Leaf) -> str:
     ):
         if bound is not None:
             facts.append(f"{words} {bound}")
+    facts += [f"or {word}" for word in words_of(leaf.hint)]
     if rule.choices:
         facts.append(" | ".join(rule.choices))
     return rule.doc + (f" [{', '.join(facts)}]" if facts else "")

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import errno
 import math
+import re
 import types
 import typing
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -22,6 +24,25 @@ LARGEST = 2**63  # what a whole number must stay below, as torch and numpy count
 
 class UserError(Exception):
     """A mistake that the user can mend. The message says how; the command line prints it and exits with 2."""
+
+
+# How an exhausted memory is reported by torch (CPU, CUDA, MPS), C++, oneDNN, the C library and the dynamic linker.
+OUT_OF_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|bad_alloc|Cannot allocate memory \(|os error 12\b|"
+    r"could not create a (memory|primitive)|failed to map segment",
+    re.IGNORECASE,
+)
+
+
+def ran_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an exception, or what it came upon while that was handled, says that there is no memory left."""
+    while error is not None:
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+            return True
+        if not isinstance(error, UserError) and OUT_OF_MEMORY.search(str(error)):
+            return True
+        error = error.__context__
+    return False
 
 
 @dataclass(frozen=True)
@@ -234,6 +255,13 @@ def unknown_option(name: str, known: Iterable[str]) -> str:
 
 def convert(value: Any, hint: Any) -> Any:
     """`value`, as YAML or the command line gave it, in the type of its field; `ValueError` says why it cannot be."""
+    if special := words_of(hint):
+        if value in special:
+            return value
+        try:
+            return convert(value, typing.get_args(hint)[0])
+        except ValueError as error:
+            raise ValueError(f"{error} or {' or '.join(special)}") from None
     if isinstance(hint, types.UnionType):
         return None if value is None else convert(value, typing.get_args(hint)[0])
     if typing.get_origin(hint) is tuple:
@@ -253,6 +281,11 @@ def convert(value: Any, hint: Any) -> Any:
             raise ValueError("is not true or false")
         return words[written(value).lower()]
     return _number(value, hint)
+
+
+def words_of(hint: Any) -> tuple[str, ...]:
+    """The words that may stand in the place of a number: of `int | Literal["auto"]`, auto."""
+    return tuple(word for part in typing.get_args(hint) for word in typing.get_args(part) if isinstance(word, str))
 
 
 def _number(value: Any, hint: type) -> int | float:

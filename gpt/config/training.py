@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from gpt.config.data import DataConfig, TokenizerConfig
 from gpt.config.device import device_mistakes
@@ -58,8 +59,17 @@ class TrainConfig(Options):
     max_epochs: float | None = option(
         None, "end after so many passes over the training data, where that comes before max_steps", above=0, high=1e6
     )
-    batch_size: int = option(8, "sequences in one micro-batch on one device", unit="sequences", low=1)
+    batch_size: int | Literal["auto"] = option(
+        8,
+        "sequences in one micro-batch on one device; auto: as many as fit into the memory, and so many micro-batches "
+        "that an update stays what it is without auto",
+        unit="sequences",
+        low=1,
+    )
     grad_accum_steps: int = option(1, "micro-batches in one update", low=1)
+    global_batch_size: int | None = option(
+        None, "sequences in one update; null: batch_size * grad_accum_steps", unit="sequences", low=1
+    )
     grad_clip: float = option(1.0, "largest norm of the gradient; 0: no clipping", low=0)
     eval_every: int = option(175, "updates between evaluations; the last step is always evaluated", unit="steps", low=1)
     eval_tokens: int | None = option(
@@ -104,8 +114,32 @@ class TrainConfig(Options):
     max_rollbacks: int = option(3, "rollback: how often in a run, then stop", low=1)
     deterministic: bool = option(False, "refuse kernels whose result varies from run to run (CUDA)")
 
+    @property
+    def micro_batch(self) -> int:
+        """Sequences in one micro-batch. A run settles `auto` before it asks (`gpt/training/batch_size.py`)."""
+        assert self.batch_size != "auto"
+        return self.batch_size
+
+    @property
+    def global_batch(self) -> int:
+        """Sequences in one update."""
+        return self.global_batch_size or self.micro_batch * self.grad_accum_steps
+
     def mistakes(self) -> list[Mistake]:
-        return device_mistakes(self.device)
+        return device_mistakes(self.device) + self.batch_mistakes()
+
+    def batch_mistakes(self) -> list[Mistake]:
+        wanted, size = self.global_batch_size, self.batch_size
+        if size == "auto":
+            missing = "needs the number of sequences in one update; give train.global_batch_size=8"
+            return [Mistake("batch_size", missing)] if wanted is None else []
+        if wanted in (None, size * self.grad_accum_steps):
+            return []
+        fitting = f"set grad_accum_steps={wanted // size}, or " if wanted % size == 0 else ""
+        message = (
+            f"is not batch_size={size} times grad_accum_steps={self.grad_accum_steps}; {fitting}use batch_size=auto"
+        )
+        return [Mistake("global_batch_size", message)]
 
 
 @dataclass(frozen=True)
@@ -173,7 +207,8 @@ class RunConfig(Options):
             message = f"is more than train.max_steps={self.train.max_steps}; lower it"
             found.append(Mistake("schedule.warmup_steps", message))
         for name in ("batch_size", "eval_batch_size"):
-            tokens = (getattr(self.train, name) or 0) * self.model.context_length
+            size = getattr(self.train, name)
+            tokens = (size if isinstance(size, int) else 0) * self.model.context_length  # it may be auto, or null
             if tokens > MOST_TOKENS and self.model.context_length <= MOST_TOKENS:
                 message = f"makes {tokens:,} tokens at once, which no device holds; use train.grad_accum_steps instead"
                 found.append(Mistake(f"train.{name}", message))

@@ -60,9 +60,10 @@ def open_model(folder: Path) -> Decoder:
     with checked_weights(folder):
         if is_adapter(folder):
             model = load_model(find_base(folder))
+            config = adapted_config(folder, model.config)  # what may be missing comes before the weights, which may not
             load_adapters(model, folder)
             merge_adapters(model)
-            adapt(model, adapted_config(folder, model.config))
+            adapt(model, config)
         else:
             model = load_model(folder)
     for name, parameter in model.named_parameters():

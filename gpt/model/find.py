@@ -96,7 +96,7 @@ def local_model(given: Path, said: str) -> Path | None:
     """The model folder at a path; None where there is none. Raises UserError where something else is there, whose
     remedy is another, and OSError where it cannot be looked at."""
     for folder in (given / "checkpoints" / "best", given / "best", given):
-        if any((folder / name).is_file() for name in MODEL_FILES):
+        if is_model(folder):
             return folder
     if given.is_symlink() and not given.exists():
         raise UserError(
@@ -107,6 +107,13 @@ def local_model(given: Path, said: str) -> Path | None:
     if (given / "checkpoints").is_dir() or (given / "config.yaml").is_file():
         raise UserError(f"{said}: this run has no checkpoint yet; train it further first")
     return None
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder is a model's. Through a link it is looked at again: a run may have made it lead elsewhere and
+    deleted where it led to, between the two."""
+    looks = 3 if folder.is_symlink() else 1
+    return any((folder / name).is_file() for _ in range(looks) for name in MODEL_FILES)
 
 
 @functools.cache  # a command asks for its model more than once

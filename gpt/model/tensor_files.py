@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,21 +103,28 @@ def compare(expected: Mapping[str, tuple[int, ...]], stored: Mapping[str, Stored
 
 def list_safetensors(file: Path) -> dict[str, Stored]:
     """The tensors in one file of safetensors, without their data. Raises UserError."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (it is no mapping)
-            return {name: Stored(file, name, tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} cannot be read: {error}; copy or download it again") from None
+    with reading(file), safe_open(file, framework="pt") as opened:
+        slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (it is no mapping)
+        return {name: Stored(file, name, tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
 
 
 def read_safetensor(file: Path, name: str) -> Tensor:
     """One tensor of a file of safetensors, on the CPU. Raises UserError."""
+    with reading(file), safe_open(file, framework="pt") as opened:  # closed each time: mapped pages stay resident
+        return opened.get_tensor(name)
+
+
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Whatever goes wrong with a file of safetensors is a UserError."""
     try:
-        with safe_open(file, framework="pt") as opened:  # closed each time: the pages that it maps stay resident
-            return opened.get_tensor(name)
+        yield
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} cannot be read: {error}; copy or download it again") from None
+    except RuntimeError:  # of torch, which maps the file: for want of memory, say
+        if file.exists():
+            raise
+        raise UserError(f"{file} cannot be read: it was deleted meanwhile") from None
 
 
 def write_safetensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:

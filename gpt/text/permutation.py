@@ -16,11 +16,12 @@ def permute(index: NDArray[np.uint64], size: int, key: NDArray[np.uint64] | np.u
     """A pseudo-random permutation of 0 … size - 1, evaluated at `index` without building it."""
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     low = (np.uint64(1) << half) - np.uint64(1)
+    keys = [mix(key ^ np.uint64(round_)) for round_ in range(FEISTEL_ROUNDS)]
 
     def encrypt(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
         left, right = value >> half, value & low
-        for round_ in range(FEISTEL_ROUNDS):
-            left, right = right, left ^ (mix(right ^ mix(key ^ np.uint64(round_))) & low)
+        for round_key in keys:
+            left, right = right, left ^ (mix(right ^ round_key) & low)
         return (left << half) | right
 
     value = encrypt(index)

@@ -54,6 +54,8 @@ class TrainerState:
     rollbacks: int = 0  # to an earlier checkpoint, after numbers that were not finite
     skipped: list[list[int]] = field(default_factory=list)  # by them: the first sequence of each batch, and how many
     wandb_id: str | None = None
+    metrics_bytes: int | None = None  # of metrics.jsonl that belong to it; None: of an earlier version
+    samples_bytes: int | None = None  # of samples.jsonl
     scaler: dict[str, Any] = field(default_factory=dict)  # of fp16 gradients
     identity: dict[str, Any] = field(default_factory=dict)  # what may not change: model, tokenizer, corpus, seed …
     config: dict[str, Any] = field(default_factory=dict)  # the resolved configuration
@@ -143,7 +145,8 @@ def publish(folder: Path, write: Callable[[Path], None], partial: Path) -> None:
         if isinstance(error, SafetensorError):  # how safetensors reports a full disk
             raise OSError(errno.EIO, f"the weights cannot be written ({error})", str(folder)) from None
         raise
-    flush_folder(folder.parent)
+    for changed in (folder.parent, *(parent.parent for parent in new_parents)):
+        flush_folder(changed)
 
 
 def flush(folder: Path) -> None:
@@ -193,6 +196,11 @@ def what_is_wrong(folder: Path) -> str | None:
 def has_state(folder: Path) -> bool:
     """Whether a model folder says how it was trained."""
     return (folder / TRAINER / STATE).is_file()
+
+
+def state_of(folder: Path) -> TrainerState | None:
+    """How a model was trained, where its folder says so. Raises UserError where that cannot be read."""
+    return read_state(folder) if has_state(folder) else None
 
 
 def read_state(folder: Path) -> TrainerState:

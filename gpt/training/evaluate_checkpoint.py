@@ -32,16 +32,15 @@ from gpt.inference.quantize import lay_out
 from gpt.inference.sampling import Sampling
 from gpt.inference.scores import score
 from gpt.model.context import adapt
-from gpt.model.find import find_model
 from gpt.model.hardware import choose_hardware, decoding_hardware
-from gpt.model.opening import find_tokenizer, open_checkpoint
+from gpt.model.opening import find_tokenizer, open_folder, read_checkpoint
 from gpt.model.transformer import Decoder
 from gpt.options import ConfigError, UserError, from_dict, to_dict
 from gpt.text.files import check_writable_folder, write_whole
 from gpt.text.shards import Corpus, prepare
 from gpt.text.streams import PairStream
 from gpt.text.tokenizers import Tokenizer
-from gpt.training.checkpoints import STATE, TRAINER, has_state, read_state
+from gpt.training.checkpoints import STATE, TRAINER, TrainerState, has_state, read_state, state_of
 from gpt.training.evaluation import Evaluation, evaluate
 
 # The options of data that do not change the text: they are this machine's, and not for a checkpoint to choose.
@@ -84,14 +83,18 @@ def adopt_data(values: dict[str, Any], given: set[str]) -> None:
 
 def training_data(checkpoint: str) -> dict[str, Any]:
     """The `data` options that say what a checkpoint was trained on. Raises UserError where it does not know them."""
-    folder = find_model(checkpoint)
     remedy = "say what to evaluate, as data=text data.files='[held-out.txt]'"
-    data = read_state(folder).config.get("data") if has_state(folder) else None
-    if not data:
-        raise UserError(
-            f"checkpoint={checkpoint}: {folder} does not say what it was trained on (it has no {TRAINER}/{STATE}); "
-            f"{remedy}"
-        )
+
+    def trained_on(folder: Path) -> tuple[Path, dict[str, Any]]:
+        data = read_state(folder).config.get("data") if has_state(folder) else None
+        if not data:
+            raise UserError(
+                f"checkpoint={checkpoint}: {folder} does not say what it was trained on (it has no {TRAINER}/{STATE}); "
+                f"{remedy}"
+            )
+        return folder, data
+
+    folder, data = read_checkpoint(checkpoint, trained_on)
     try:
         from_dict(DataConfig, data)
     except ConfigError as error:
@@ -103,7 +106,9 @@ def training_data(checkpoint: str) -> dict[str, Any]:
 
 def evaluate_checkpoint(config: EvaluateConfig) -> int:
     """Run `evaluate.py`. Returns the exit status. Raises UserError."""
-    folder, model, tokenizer = open_checkpoint(config.checkpoint)
+    state, (folder, model, tokenizer) = read_checkpoint(
+        config.checkpoint, lambda found: (state_of(found), open_folder(found))
+    )
     if config.context_length is not None:
         shorten(model, config.context_length)
     context = model.config.context_length
@@ -116,11 +121,10 @@ def evaluate_checkpoint(config: EvaluateConfig) -> int:
         description += ", " + lay_out(model, hardware, config.quantize)
     say(description)
     whole = config.part != "held_out"
-    own_tokenizer = TokenizerConfig(name="huggingface", path=str(find_tokenizer(folder)))
-    corpus = prepare(config.data, own_tokenizer, say, whole=whole)
+    corpus = read_checkpoint(config.checkpoint, lambda again: prepared(config, again, whole), first=folder)
     source = corpus.source if whole else f"{corpus.source}, held-out part"
     say(f"evaluating on {source}: {len(corpus.val):,} tokens")
-    if not whole and has_changed(config.data, corpus, folder):
+    if not whole and has_changed(config.data, corpus, state):
         say("the text has changed since the training, so this is another split, and not the run's val/loss")
     output = output_folder(config, folder)
     batch_size = config.batch_size or max(1, TOKENS_AT_ONCE // context)
@@ -138,11 +142,16 @@ def evaluate_checkpoint(config: EvaluateConfig) -> int:
     return 0
 
 
-def has_changed(data: DataConfig, corpus: Corpus, folder: Path) -> bool:
+def prepared(config: EvaluateConfig, folder: Path, whole: bool) -> Corpus:
+    """The corpus in the tokens of a model folder, which is that of the model or of a later checkpoint of its run."""
+    own_tokenizer = TokenizerConfig(name="huggingface", path=str(find_tokenizer(folder)))
+    return prepare(config.data, own_tokenizer, say, whole=whole)
+
+
+def has_changed(data: DataConfig, corpus: Corpus, state: TrainerState | None) -> bool:
     """Whether a split corpus is, by its options, the one that a checkpoint was trained on, but not by its tokens."""
-    if not has_state(folder):
+    if state is None:
         return False
-    state = read_state(folder)
     before, now = state.config.get("data", {}), to_dict(data)
     same = all(before.get(name) == now[name] for name in now if f"data.{name}" not in HOW_TO_PREPARE)
     return same and corpus.fingerprint[:12] not in str(state.identity.get("corpus"))

@@ -18,12 +18,12 @@ from gpt.config import ExportConfig
 from gpt.config.sampling import DEFAULT_NEW_TOKENS, DEFAULT_TEMPERATURE
 from gpt.model.hardware import DTYPES
 from gpt.model.huggingface import save_model
-from gpt.model.opening import open_checkpoint
+from gpt.model.opening import open_folder, read_checkpoint
 from gpt.model.transformer import Decoder
 from gpt.options import UserError
 from gpt.text.files import check_writable_folder
 from gpt.text.tokenizers import Tokenizer
-from gpt.training.checkpoints import CheckpointFolder, TrainerState, has_state, publish, read_state
+from gpt.training.checkpoints import CheckpointFolder, TrainerState, publish, state_of
 from gpt.training.model_card import model_card
 
 
@@ -31,8 +31,9 @@ def export(config: ExportConfig) -> int:
     """Run `export.py`. Returns the exit status. Raises UserError, and OSError where the machine cannot write."""
     output = Path(os.path.abspath(os.path.expanduser(config.output)))
     check_output(output, config.output)
-    folder, model, tokenizer = open_checkpoint(config.checkpoint)
-    state = read_state(folder) if has_state(folder) else None
+    state, (_, model, tokenizer) = read_checkpoint(
+        config.checkpoint, lambda folder: (state_of(folder), open_folder(folder))
+    )
     dtype, max_shard_bytes = DTYPES[config.dtype], max(1, int(config.max_shard_gb * 1e9))
     check_range(model, dtype, config.dtype)
 

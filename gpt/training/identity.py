@@ -23,7 +23,7 @@ def identity(config: RunConfig, corpus: Corpus) -> dict[str, Any]:
     if config.lora.rank:
         found |= {f"lora.{name}": value for name, value in to_dict(config.lora).items()}
     if isinstance(corpus.train, PairStream):  # those of similar length go together, so the order of data hangs on it
-        found["pairs in a step"] = config.train.batch_size * config.train.grad_accum_steps
+        found["pairs in a step"] = config.train.global_batch
     return found | {
         "tokenizer": f"{corpus.tokenizer.name} {corpus.tokenizer.fingerprint[:12]}",
         "corpus": f"{len(corpus.train):,} tokens {corpus.fingerprint[:12]}",

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 from gpt.model.hardware import muon_dtype
 from gpt.text.streams import PairStream
+from gpt.training.available import available_memory
 from gpt.training.feed import StepBatches
 from gpt.training.finite import FiniteWatch
 from gpt.training.optimizers import Optimizers
@@ -37,6 +38,8 @@ from gpt.training.trainer import Trainer
 # best fit, leaves no gaps worth a word, so no formula can know them.
 LIBRARIES = 150 * 2**20
 GAPS = 0.25
+PREDICTABLE = ("cpu", "cuda")  # kinds of devices
+REHEARSED = 2  # micro-batches: each further one has the peak of the second
 SMALL = 512 * 2**20  # bytes, besides the process itself
 
 
@@ -52,14 +55,25 @@ class Memory:
     evaluation: int
     allowance: int
     so_far: int  # at least this was taken already, by loading
+    snapshot: int = 0  # weights and optimizer state as they are written while training goes on
+    available: int | None = None  # what the process may hold in all; None where unknown
 
     @property
     def working(self) -> int:
         return max(self.step, self.evaluation)
 
     @property
+    def needed(self) -> int:
+        """By a process that starts with this, whatever this one has taken already."""
+        return self.process + self.weights + self.optimizer + self.working + self.snapshot + self.allowance
+
+    @property
     def peak(self) -> int:
-        return max(self.process + self.weights + self.optimizer + self.working + self.allowance, self.so_far)
+        return max(self.needed, self.so_far)
+
+    @property
+    def exceeds(self) -> bool:
+        return self.available is not None and self.peak > self.available
 
 
 class LiveBytes(TorchDispatchMode):
@@ -111,14 +125,21 @@ class BlindWatch(FiniteWatch):
 
 def predictable(trainer: Trainer) -> bool:
     """Whether a rehearsal is worth its time, and known to work on the device."""
-    return trainer.hardware.device.type in ("cpu", "cuda") and not surely_small(trainer)
+    device = trainer.hardware.device
+    return device.type in PREDICTABLE and not (surely_small(trainer) and has_room(device, SMALL))
+
+
+def has_room(device: torch.device, size: int) -> bool:
+    """Whether so many bytes more are surely available."""
+    available, held = available_memory(device), resident_memory() if device.type == "cpu" else 0
+    return available is None or available - (held or 0) > size
 
 
 def surely_small(trainer: Trainer) -> bool:
     """Whether a run takes so little that rehearsing it, 0.9 s of imports, is not worth its time: by a bound that counts
     every intermediate result of a step, in fp32, as if none were ever freed."""
     model, train = trainer.config.model, trainer.config.train
-    tokens = max(train.batch_size, train.eval_batch_size or 0) * model.context_length
+    tokens = max(train.micro_batch, train.eval_batch_size or 0) * model.context_length
     layer = 24 * model.n_embd + 8 * model.hidden_width + 4 * model.n_head * model.context_length
     numbers = 4 * trainer.model.parameter_count() + tokens * (model.n_layer * layer + 4 * trainer.model.vocab_size)
     return 4 * numbers < SMALL
@@ -126,21 +147,22 @@ def surely_small(trainer: Trainer) -> bool:
 
 def predict_memory(trainer: Trainer) -> Memory:
     """The peak of a run that `trainer` is about to start or continue. Nothing of the trainer changes."""
-    device = trainer.hardware.device
-    weights = sum(parameter.nbytes for parameter in trainer.model.parameters())
-    restored = sum(tensor.nbytes for tensor in trainer.optimizers.state_tensors().values())
-    resident = resident_memory() if device.type == "cpu" else 0
+    device, model = trainer.hardware.device, trainer.model
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     optimizer, step, evaluation = rehearse(trainer)
     return Memory(
-        process=max(0, (resident or 0) - weights - restored),
+        process=trainer.process_memory if device.type == "cpu" else 0,
         weights=weights,
         optimizer=optimizer,
         step=step,
         evaluation=evaluation,
+        snapshot=trained + optimizer if device.type == "cpu" and trainer.config.train.async_save else 0,
         allowance=LIBRARIES + round(GAPS * (weights + optimizer + max(step, evaluation)))
         if device.type == "cpu"
         else 0,
         so_far=peak_memory(device) or 0,
+        available=available_memory(device),
     )
 
 
@@ -153,11 +175,13 @@ def rehearse(trainer: Trainer) -> tuple[int, int, int]:
     mode = FakeTensorMode()
     player = copy.copy(trainer)
     player.model = copy.deepcopy(trainer.model, without_data(trainer.model, mode))
+    player.model.recompute = train.activation_checkpointing
     player.hidden = player.model.hidden
     player.optimizers = Optimizers(player.model, trainer.config.optimizer, muon_dtype(device))
     player.state = copy.copy(trainer.state)
     player.scaler = torch.amp.GradScaler(device.type, enabled=False)
-    player.feed = RehearsedFeed((train.batch_size, width), train.grad_accum_steps, device)  # type: ignore[assignment]
+    count = min(train.grad_accum_steps, REHEARSED)
+    player.feed = RehearsedFeed((train.micro_batch, width), count, device)  # type: ignore[assignment]
     with mode:
         player.watch = BlindWatch(device)
         for parameter in player.model.parameters():
@@ -167,7 +191,7 @@ def rehearse(trainer: Trainer) -> tuple[int, int, int]:
         optimizer = sum(tensor.untyped_storage().nbytes() for tensor in player.optimizers.state_tensors().values())
         with LiveBytes() as update:
             player.update()
-        tokens = torch.zeros(train.eval_batch_size or train.batch_size, width, dtype=torch.long, device=device)
+        tokens = torch.zeros(train.eval_batch_size or train.micro_batch, width, dtype=torch.long, device=device)
         with torch.no_grad(), LiveBytes() as evaluation, trainer.hardware.autocast():
             player.model.eval()(tokens, tokens)
     return optimizer, update.peak, evaluation.peak

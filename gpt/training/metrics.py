@@ -1,4 +1,4 @@
-"""The sinks of metrics: JSON lines, the console, loss.png and Weights & Biases.
+"""Sinks of metrics: JSON lines and the console. (`curves.py` has loss.png, `wandb_run.py` Weights & Biases.)
 
 A sink that is switched off does nothing (as torchtitan's metrics), so whoever logs never asks. `train/loss` and
 `val/loss` are nats a token, `val/bits_per_byte` bits a UTF-8 byte, `train/tokens_per_second` counts training alone,
@@ -8,55 +8,101 @@ A sink that is switched off does nothing (as torchtitan's metrics), so whoever l
 from __future__ import annotations
 
 import json
-import warnings
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gpt.config import RunConfig
-from gpt.options import UserError, to_dict
-from gpt.text.files import write_whole
+from gpt.training.checkpoints import flush_folder
 
-Values = Mapping[str, float]
+LONGEST_LINE = 2**16  # bytes, of most files of lines: the last of a longer one is found by reading all
 
 
 class JsonLines:
     """One JSON object with its `step` a line."""
 
-    def __init__(self, path: Path, from_step: int) -> None:
+    def __init__(self, path: Path, from_step: int, n_bytes: int | None = None) -> None:
         """Continue a file after `from_step`: the last step of what was restored, or -1 where nothing was. Lines of
-        later steps, which will be done again, are dropped."""
-        write_whole(path, (dump(line) for line in read_lines(path) if line["step"] <= from_step))
-        self.file: IO[str] = path.open("a", encoding="utf-8")
+        later steps, which will be done again, are cut off.
 
-    def write(self, values: Mapping[str, Any]) -> None:
-        self.file.write(dump(values))
+        `n_bytes`: how long the file was at that step, so that its lines need not be read again; None where unknown.
+        """
+        is_new = not path.exists()
+        self.file: BinaryIO = path.open("ab+")
+        self.file.truncate(kept_bytes(self.file, from_step, n_bytes))
+        self.file.seek(0, os.SEEK_END)
+        if is_new:
+            flush_folder(path.parent)
+
+    def write(self, values: Mapping[str, Any]) -> bytes:
+        """Append a line, and return it."""
+        line = (json.dumps(values, ensure_ascii=False) + "\n").encode()
+        self.file.write(line)
         self.file.flush()
+        return line
+
+    def sync(self) -> int:
+        """Wait until every line is on the disk. Returns the bytes of the file."""
+        os.fsync(self.file.fileno())
+        return self.file.tell()
 
     def close(self) -> None:
         self.file.close()
 
 
-def dump(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, ensure_ascii=False) + "\n"
+def kept_bytes(file: BinaryIO, from_step: int, n_bytes: int | None) -> int:
+    """How much of a file of lines belongs to what was restored, as `JsonLines` has it.
+
+    What the checkpoint remembers is believed where the file is so long and a line of its step, or of one before, ends
+    there. A file that somebody has changed since is read, up to the first line that is none, or of a later step.
+    """
+    if from_step < 0:
+        return 0
+    if n_bytes is not None and is_end(file, n_bytes, from_step):
+        return n_bytes
+    end = file.seek(0)
+    for line in file:
+        step = step_of(line)
+        if line.strip() and (step is None or step > from_step):
+            break
+        end += len(line)
+    return end
+
+
+def is_end(file: BinaryIO, n_bytes: int, from_step: int) -> bool:
+    """Whether a line of `from_step` or of a step before ends after so many bytes, or the file begins there."""
+    if not 0 < n_bytes <= file.seek(0, os.SEEK_END):
+        return n_bytes == 0
+    file.seek(max(0, n_bytes - LONGEST_LINE))
+    tail = file.read(min(n_bytes, LONGEST_LINE))
+    step = step_of(tail[tail.rfind(b"\n", 0, -1) + 1 :])
+    return step is not None and step <= from_step
+
+
+def step_of(line: bytes) -> int | None:
+    """The step of a line of metrics; None where it is none, as the last one of a process that was killed."""
+    values = parsed(line)
+    return values["step"] if values and line.endswith(b"\n") else None
+
+
+def parsed(line: bytes) -> dict[str, Any] | None:
+    """The object of a line of metrics; None where it is none."""
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return None
+    return values if isinstance(values, dict) and isinstance(values.get("step"), int) else None
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects in a file of JSON lines up to the first that is none, as a last line that a kill cut short; [] where
-    there is no file."""
-    lines: list[dict[str, Any]] = []
-    for text in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else ():
-        try:
-            line = json.loads(text or "{}")
-        except ValueError:
-            break
-        if text and not (isinstance(line, dict) and isinstance(line.get("step"), int)):
-            break
-        lines += [line] if text else []
-    return lines
+    """The objects of a file of lines; [] where there is no file. Those that are no lines of metrics are left out."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        return [values for line in file if (values := parsed(line))]
 
 
 class ProgressLine:
@@ -103,65 +149,3 @@ def duration(seconds: float) -> str:
 def size(n_bytes: float) -> str:
     """For people: `640 MiB`, `5.1 GiB`."""
     return f"{n_bytes / 2**20:,.0f} MiB" if n_bytes < 2**30 else f"{n_bytes / 2**30:.1f} GiB"
-
-
-class Wandb:
-    """A Weights & Biases run, or nothing where `wandb.mode=disabled`."""
-
-    def __init__(self, config: RunConfig, run_dir: Path, run_id: str | None) -> None:
-        self.run: Any = None
-        if config.wandb.mode != "disabled":
-            import wandb  # slow to import, so only where it is asked for
-
-            try:
-                self.run = self.start(config, run_dir, run_id)
-            except wandb.errors.Error as error:
-                raise UserError(
-                    f"wandb.mode={config.wandb.mode}: {error}; run `wandb login`, or use wandb.mode=offline or disabled"
-                ) from None
-
-    def start(self, config: RunConfig, run_dir: Path, run_id: str | None) -> Any:
-        import wandb
-
-        return wandb.init(
-            project=config.wandb.project,
-            mode=config.wandb.mode,  # type: ignore[arg-type]
-            dir=run_dir,
-            id=run_id,
-            name=run_dir.name,
-            resume="allow",
-            config=to_dict(config),
-        )
-
-    @property
-    def id(self) -> str | None:
-        return None if self.run is None else self.run.id
-
-    def log(self, step: int, values: Values) -> None:
-        if self.run is not None:
-            self.run.log(dict(values), step=step)
-
-    def close(self) -> None:
-        if self.run is not None:
-            self.run.finish()
-
-
-def draw_losses(lines: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Plot train/loss and val/loss against the step, replacing the picture in one move."""
-    from matplotlib.figure import Figure  # slow to import, so only when a picture is due
-
-    figure = Figure(figsize=(7, 4.3), layout="constrained")
-    axes = figure.subplots()
-    for name, style in (("train/loss", {"lw": 1, "alpha": 0.6}), ("val/loss", {"lw": 2, "marker": "o", "ms": 3})):
-        points = [(line["step"], line[name]) for line in lines if name in line]
-        if points:
-            axes.plot(*zip(*points, strict=True), label=name, **style)
-    axes.set(xlabel="step", ylabel="loss (nats per token)", title=title)
-    axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend()
-    partial = path.with_name("." + path.name)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # a title in a script that the font lacks shows boxes
-        figure.savefig(partial, format="png", dpi=120)
-    partial.replace(path)

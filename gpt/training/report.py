@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from gpt.config import RunConfig
@@ -11,9 +12,11 @@ from gpt.inference.decode import Sample
 from gpt.model.hardware import Hardware, peak_flops
 from gpt.model.transformer import Decoder
 from gpt.training.checkpoints import TrainerState
+from gpt.training.curves import Curve, draw_curves, read_curves
 from gpt.training.evaluation import Evaluation
-from gpt.training.metrics import JsonLines, ProgressLine, Wandb, draw_losses, duration, read_lines, size
+from gpt.training.metrics import JsonLines, ProgressLine, duration, size
 from gpt.training.process import peak_memory
+from gpt.training.wandb_run import Wandb
 
 DRAW_EVERY_SECONDS = 10.0  # drawing takes a tenth of a second, the first time four
 SHOWN_SAMPLE = 240  # characters of a sample that the console shows
@@ -31,18 +34,21 @@ class Reporter:
         hardware: Hardware,
         tokens_per_sequence: float,
         predicted_memory: int | None = None,
+        under_way: bool = False,
     ) -> None:
         """`tokens_per_sequence`: the mean length of a training sequence, for speeds and counts of tokens;
-        `predicted_memory`: bytes at the peak, to tell next to those measured."""
+        `predicted_memory`: bytes at the peak, to tell next to those measured; `under_way`: whether this session has
+        trained before, and nothing refuses it any more. Raises UserError where Weights & Biases cannot begin."""
         self.config, self.run_dir, self.hardware = config, run_dir, hardware
         self.tokens_per_sequence, self.predicted_memory = tokens_per_sequence, predicted_memory
-        restored = state.step if state.step or state.best_step is not None else -1  # -1: not even step 0 was saved
-        self.metrics = JsonLines(run_dir / "metrics.jsonl", restored)
-        self.samples = JsonLines(run_dir / "samples.jsonl", restored)
-        self.wandb = Wandb(config, run_dir, state.wandb_id)
+        self.wandb = Wandb(config, run_dir, state.wandb_id, under_way)  # first: it may refuse, and no file is cut yet
         state.wandb_id = self.wandb.id or state.wandb_id
+        restored = state.step if state.step or state.best_step is not None else -1  # -1: not even step 0 was saved
+        self.metrics = JsonLines(run_dir / "metrics.jsonl", restored, state.metrics_bytes)
+        self.samples = JsonLines(run_dir / "samples.jsonl", restored, state.samples_bytes)
+        self.curves: list[Curve] | None = None  # read from the file when first drawn, and kept up from then on
         self.state = state
-        self.tokens_per_step = config.train.batch_size * config.train.grad_accum_steps * tokens_per_sequence
+        self.tokens_per_step = config.train.global_batch * tokens_per_sequence
         self.flops_per_token, self.peak = model.flops_per_token(), peak_flops(hardware)
         self.val_bits = state.best_bits_per_byte
         self.began, self.before = state.step, state.elapsed_seconds
@@ -108,14 +114,23 @@ class Reporter:
             self.draw()
 
     def draw(self) -> None:
-        draw_losses(read_lines(self.run_dir / "metrics.jsonl"), self.run_dir / "loss.png", self.run_dir.name)
+        if self.curves is None:
+            self.curves = read_curves(self.run_dir / "metrics.jsonl")
+        draw_curves(self.curves, self.run_dir / "loss.png", self.run_dir.name)
         self.drawn, self.undrawn = time.perf_counter(), False
 
     def record(self, step: int, values: dict[str, float]) -> None:
         tokens = round(self.state.sequences * self.tokens_per_sequence)
         line = {"step": step, "elapsed_seconds": self.elapsed_seconds, "tokens": tokens}
-        self.metrics.write(line | values)
+        written = self.metrics.write(line | values)
+        for curve in self.curves or ():
+            curve.add(written)
         self.wandb.log(step, values)
+
+    def settle(self) -> None:
+        """Complete the state for a checkpoint, once every line up to it is on the disk: a power cut loses none."""
+        self.state.elapsed_seconds = self.elapsed_seconds
+        self.state.metrics_bytes, self.state.samples_bytes = self.metrics.sync(), self.samples.sync()
 
     def end_step(self, step: int, restart_clock: bool) -> None:
         """Count a step as done. `restart_clock` after other work than training, so that the speed leaves it out."""
@@ -124,12 +139,11 @@ class Reporter:
             self.mark, self.mark_step = time.perf_counter(), step
 
     def close(self) -> None:
-        try:
+        with ExitStack() as sinks:  # each is closed, whatever the others raise
+            for sink in (self.wandb, self.samples, self.metrics, self.line):
+                sinks.callback(sink.close)
             if self.undrawn:
                 self.draw()
-        finally:
-            for sink in (self.line, self.metrics, self.samples, self.wandb):
-                sink.close()
 
 
 def indented(text: str) -> str:

@@ -14,15 +14,17 @@ from filelock import FileLock, Timeout
 from gpt.config import RunConfig
 from gpt.model.hardware import choose_hardware
 from gpt.model.huggingface import CONFIG_FILE
-from gpt.options import UserError, to_yaml
+from gpt.options import UserError, ran_out_of_memory, to_yaml
 from gpt.text.batches import TrainingData, counted_tokens, training_data
 from gpt.text.shards import Corpus, prepare
-from gpt.training.checkpoints import CheckpointFolder
+from gpt.training.batch_size import Trainers
+from gpt.training.checkpoints import CheckpointFolder, flush_folder
 from gpt.training.diagnosis import diagnose, write_report
 from gpt.training.finite import Diverged
 from gpt.training.initial import check_initial
 from gpt.training.interrupts import Interrupts
 from gpt.training.memory import Memory, predict_memory, predictable
+from gpt.training.out_of_memory import explain, explain_building
 from gpt.training.report import Reporter
 from gpt.training.summary import print_start, print_summary
 from gpt.training.trainer import Trainer
@@ -31,8 +33,8 @@ from gpt.training.trainer import Trainer
 def train(config: RunConfig, stop_at: int | None = None) -> int:
     """Start or continue the run that `config` describes. Returns the exit status.
 
-    0: the run is complete; 1: it diverged; 130 or 143: it was interrupted and can be continued. `stop_at`: the step
-    after which to save and stop as if interrupted, with status 0. Raises UserError.
+    0: the run is complete; 1: it diverged, or ran out of memory; 130 or 143: it was interrupted and can be continued.
+    `stop_at`: the step after which to save and stop as if interrupted, with status 0. Raises UserError.
     """
     run_dir = Path(config.run_dir).expanduser()
     hardware = choose_hardware(config.train.device, config.train.precision, config.model.n_embd, config.train.compile)
@@ -49,11 +51,14 @@ def train(config: RunConfig, stop_at: int | None = None) -> int:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"run_dir={run_dir} cannot be made ({error.strerror}); choose another run_dir") from None
+    if created:
+        flush_folder(run_dir.parent)
+    trainers = Trainers(config, corpus, hardware, run_dir, say)
     try:
         with FileLock(run_dir / ".lock", timeout=0):
             for line in CheckpointFolder(run_dir).set_damaged_aside():
                 say(line)
-            return train_locked(lambda: Trainer(config, corpus, hardware, run_dir), stop_at)
+            return train_locked(trainers.make, stop_at)
     except Timeout:
         raise UserError(
             f"run_dir={run_dir} is in use by another process; wait for it, or choose another run_dir"
@@ -62,6 +67,11 @@ def train(config: RunConfig, stop_at: int | None = None) -> int:
         if created and not CheckpointFolder(run_dir).path.exists():
             shutil.rmtree(run_dir)  # nothing has happened there
         raise
+    except Exception as error:
+        if not ran_out_of_memory(error):
+            raise
+        say(explain(error, trainers.current) if trainers.current else explain_building(config, corpus))
+        return 1
 
 
 def train_locked(make_trainer: Callable[[], Trainer], stop_at: int | None) -> int:
@@ -82,8 +92,9 @@ def train_locked(make_trainer: Callable[[], Trainer], stop_at: int | None) -> in
         changed = f", with {'; '.join(trainer.changes)}" if trainer.changes else ""
         say(f"continuing at step {trainer.state.step:,} of {config.train.max_steps:,}{changed}")
     with Interrupts(stop_at) as interrupts:
+        rolled_back = False
         while True:
-            diverged = fit(trainer, interrupts, memory)
+            diverged = fit(trainer, interrupts, memory, rolled_back)
             if diverged is None:
                 break
             say_diverged(trainer, diverged)
@@ -91,6 +102,7 @@ def train_locked(make_trainer: Callable[[], Trainer], stop_at: int | None) -> in
                 return 1
             # As another process would: nothing that has been computed since the checkpoint is left.
             rollbacks, skipped = trainer.state.rollbacks + 1, [*trainer.state.skipped, skipped_by(trainer, diverged)]
+            rolled_back = True
             del trainer, diverged
             trainer = make_trainer()
             trainer.restore()
@@ -104,11 +116,11 @@ def train_locked(make_trainer: Callable[[], Trainer], stop_at: int | None) -> in
     return 0
 
 
-def fit(trainer: Trainer, interrupts: Interrupts, memory: Memory | None) -> Diverged | None:
+def fit(trainer: Trainer, interrupts: Interrupts, memory: Memory | None, rolled_back: bool) -> Diverged | None:
     """Train to the end, an interrupt, or a number that is not finite, which is returned."""
     reporter = Reporter(
         trainer.config, trainer.run_dir, trainer.state, trainer.model, trainer.hardware,
-        trainer.data.tokens_per_sequence, memory.peak if memory else None,
+        trainer.data.tokens_per_sequence, memory.peak if memory else None, rolled_back,
     )  # fmt: skip
     try:
         trainer.fit(reporter, interrupts)
@@ -158,8 +170,7 @@ def with_max_epochs(config: RunConfig, corpus: Corpus) -> RunConfig:
     """The configuration whose max_steps ends the run no later than its max_epochs. Raises UserError where the corpus
     is too short to train on."""
     train = config.train
-    sequences = train.batch_size * train.grad_accum_steps
-    data = training_data(corpus.train, config.model.context_length, config.seed, sequences)
+    data = training_data(corpus.train, config.model.context_length, config.seed, train.global_batch)
     if train.max_epochs is None:
         return config
     return replace(config, train=replace(train, max_steps=min(train.max_steps, epoch_steps(config, data))))
@@ -168,8 +179,7 @@ def with_max_epochs(config: RunConfig, corpus: Corpus) -> RunConfig:
 def epoch_steps(config: RunConfig, data: TrainingData) -> int:
     """Updates in `train.max_epochs` passes over the training data."""
     assert config.train.max_epochs is not None
-    sequences = config.train.batch_size * config.train.grad_accum_steps
-    return math.ceil(config.train.max_epochs * data.sequences_per_epoch / sequences)
+    return math.ceil(config.train.max_epochs * data.sequences_per_epoch / config.train.global_batch)
 
 
 def complete(trainer: Trainer) -> str:

@@ -86,7 +86,7 @@ def describe_optimizer(trainer: Trainer) -> str:
 
 def describe_work(trainer: Trainer, parameters: int) -> str:
     train = trainer.config.train
-    sequences = train.batch_size * train.grad_accum_steps
+    sequences = train.global_batch
     per_step = sequences * trainer.data.tokens_per_sequence
     total, epochs = per_step * train.max_steps, sequences * train.max_steps / trainer.data.sequences_per_epoch
     return (
@@ -107,9 +107,16 @@ def describe_memory(memory: Memory) -> str:
         "weights": memory.weights,
         "optimizer": memory.optimizer,
         "gradients and activations" if memory.step >= memory.evaluation else "evaluation": memory.working,
+        "a checkpoint being written": memory.snapshot,
     }
     listed = ", ".join(f"{name} {size(part)}" for name, part in parts.items() if part)
-    return f"about {size(memory.peak)} at the peak: {listed}"
+    warning = ""
+    if memory.exceeds and memory.available is not None:  # estimates err, so it may fit, and is not refused
+        warning = (
+            f". WARNING: only {size(memory.available)} are available, so the run may be killed or fail; "
+            "train.batch_size=auto takes what fits"
+        )
+    return f"about {size(memory.peak)} at the peak: {listed}{warning}"
 
 
 def print_summary(trainer: Trainer, samples: list[Sample]) -> None:

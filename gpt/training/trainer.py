@@ -44,7 +44,7 @@ from gpt.training.identity import changes, identity, refuse_differences
 from gpt.training.initial import build_model
 from gpt.training.interrupts import Interrupts
 from gpt.training.optimizers import Optimizers, clip_divisor, gradient_norm
-from gpt.training.process import random_states, restore_random_states
+from gpt.training.process import random_states, resident_memory, restore_random_states
 from gpt.training.report import Reporter
 from gpt.training.saving import Snapshot, Writer, copied, first_not_finite
 from gpt.training.schedules import lr_scale
@@ -59,6 +59,7 @@ class Trainer:
     """
 
     def __init__(self, config: RunConfig, corpus: Corpus, hardware: Hardware, run_dir: Path) -> None:
+        self.process_memory = resident_memory() or 0  # bytes, before there is a model
         torch.manual_seed(config.seed)
         if config.train.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only so
@@ -74,9 +75,9 @@ class Trainer:
         self.hidden = torch.compile(self.model.hidden) if hardware.compile else self.model.hidden
         self.optimizers = Optimizers(self.model, config.optimizer, muon_dtype(hardware.device))
         self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.precision == "fp16")
-        global_batch = config.train.batch_size * config.train.grad_accum_steps
-        self.data = training_data(corpus.train, config.model.context_length, config.seed, global_batch)
-        self.feed = Feed(self.data, config.train.batch_size, config.train.grad_accum_steps, hardware.device)
+        train = config.train
+        self.data = training_data(corpus.train, config.model.context_length, config.seed, train.global_batch)
+        self.feed = Feed(self.data, train.micro_batch, train.grad_accum_steps, hardware.device)
         self.changes: list[str] = []  # options that a continued run has changed
         self.damage: list[str] = []  # what was found of checkpoints that are not as they were written
         self.writer = Writer(config.train.async_save)
@@ -104,7 +105,7 @@ class Trainer:
             stopping = interrupts.stop(self.state.step)  # asked once: a signal may come between any two lines
             saving = improved or self.done or stopping or self.due(self.checkpoint_every)
             if saving:
-                self.state.elapsed_seconds = reporter.elapsed_seconds
+                reporter.settle()
                 self.save()
             reporter.end_step(self.state.step, restart_clock=evaluating or saving)
             if stopping:
@@ -157,7 +158,7 @@ class Trainer:
     @property
     def global_batch(self) -> int:
         """Sequences in an update."""
-        return self.config.train.batch_size * self.config.train.grad_accum_steps
+        return self.config.train.global_batch
 
     def next_sequence(self) -> int:
         """Where the next step begins: at the cursor, or behind what is skipped there."""
@@ -170,7 +171,7 @@ class Trainer:
     def evaluate(self) -> tuple[Evaluation, bool]:
         """Evaluate on the validation split; the result, and whether it is the best so far."""
         train, state = self.config.train, self.state
-        size = train.eval_batch_size or train.batch_size
+        size = train.eval_batch_size or train.micro_batch
         result = evaluate(self.model, self.corpus.val, self.corpus.tokenizer, self.hardware, size, train.eval_tokens)
         if not math.isfinite(result.loss):
             raise Diverged(f"step {state.step}: the validation loss is {result.loss}", self.watch.last)
@@ -193,7 +194,7 @@ class Trainer:
             "samples": [sample.prompt + sample.text for sample in samples],
         }
         reporter.log_evaluation(0, evaluation, samples)
-        self.state.elapsed_seconds = reporter.elapsed_seconds
+        reporter.settle()
         self.save()
         reporter.end_step(0, restart_clock=True)
 

@@ -49,8 +49,8 @@ class Plan:
 
 def main(argv: list[str]) -> int:
     """The command. Returns the exit status: 0 equal, 1 not, 2 a mistake in the options."""
-    from gpt.cli import main as cli  # the door knows this room, not the other way round
-    from train import COMMAND
+    from train import COMMAND  # whose options these are, and whose door
+    from train import main as door
 
     parser = argparse.ArgumentParser(
         prog="python -m gpt.training.verify_resume", allow_abbrev=False,
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
     def run(config: RunConfig) -> int:
         return verify(config, read_plan(given.steps, given.stops, given.split, config))
 
-    return cli(COMMAND, run, options)
+    return door(COMMAND, run, options)
 
 
 def read_plan(steps: int, stops: str, split: str, config: RunConfig) -> Plan:
@@ -83,7 +83,7 @@ def read_plan(steps: int, stops: str, split: str, config: RunConfig) -> Plan:
     rows, _, count = split.partition("x")
     if not (rows.isdecimal() and count.isdecimal() and int(rows) and int(count)):
         raise UserError(f"--split {split}: write the sequences in a micro-batch and the micro-batches, as 2x4")
-    whole = config.train.batch_size * config.train.grad_accum_steps
+    whole = config.train.global_batch
     if int(rows) * int(count) != whole:
         raise UserError(f"--split {split}: must make the {whole} sequences of an update")
     return Plan(steps, at, (int(rows), int(count)))

@@ -32,8 +32,10 @@ def findings(scale: float) -> Iterator[Finding]:
         good = one_line(stopped, 1) and "the output of" in stopped.said and told and not has_huge_state(job)
         yield Finding(
             "a batch whose numbers overflow, train.on_nonfinite=stop",
-            f"exit status {stopped.status}, checkpoints {', '.join(steps)}, the batch named: {told}", good, stopped.seen,
-        )  # fmt: skip
+            f"exit status {stopped.status}, checkpoints {', '.join(steps)}, the batch named: {told}",
+            good,
+            stopped.seen,
+        )
         rolled = job.changed(train__on_nonfinite="rollback", run_dir="rolled").run()
         again = job.changed(train__on_nonfinite="rollback").run()
         same = weights(job, "run") == weights(job, "rolled")
@@ -43,7 +45,7 @@ def findings(scale: float) -> Iterator[Finding]:
             f"the same weights: {same}",
             (rolled.status, again.status, same) == (0, 0, True) and "Rollback 1" in rolled.said,
             "\n".join(line for line in rolled.said.splitlines() if "Rollback" in line or "not finite" in line),
-        )  # fmt: skip
+        )
 
 
 def fine_tuning(folder: Path) -> Job:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from gpt.inference.sampling import draw
 from gpt.model import transformer
 from gpt.model.hardware import Hardware
 from gpt.text.shards import prepare
@@ -185,6 +186,6 @@ def test_the_watch_forgets_what_was_looked_at() -> None:
 def test_a_sample_that_cannot_be_is_told_and_training_goes_on(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("gpt.inference.sampling.Tensor.softmax", lambda x, dim: x * math.nan)
+    monkeypatch.setattr("gpt.inference.decode.draw", lambda logits, uniforms: draw(logits * math.nan, uniforms))
     assert train(make_config(train={"max_steps": 4, "eval_every": 2})) == 0
     assert "step      2  no sample: the model's logits are no finite numbers" in capsys.readouterr().err

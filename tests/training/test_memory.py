@@ -89,12 +89,13 @@ def test_a_prediction_changes_nothing(make_config: MakeConfig) -> None:
 def test_the_parts_of_a_prediction_add_up_to_the_peak(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make_trainer(make_config)
     weights = sum(parameter.nbytes for parameter in trainer.model.parameters())
-    monkeypatch.setattr(memory, "resident_memory", lambda: 10**9)
+    trainer.process_memory = 10**9 - weights
     monkeypatch.setattr(memory, "peak_memory", lambda _: 10**9 + 5)
     predicted = predict_memory(trainer)
     assert predicted.process + predicted.weights == 10**9
     assert predicted.weights == weights
-    assert predicted.peak == 10**9 + predicted.optimizer + predicted.step + predicted.allowance
+    assert predicted.snapshot == weights + predicted.optimizer
+    assert predicted.peak == 10**9 + predicted.optimizer + predicted.step + predicted.snapshot + predicted.allowance
     monkeypatch.setattr(memory, "peak_memory", lambda _: 10**10)  # loading took more than training will
     assert predict_memory(trainer).peak == 10**10
 
