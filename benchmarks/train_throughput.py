@@ -75,7 +75,7 @@ def random_corpus(folder: Path) -> Any:
         writer = StreamWriter(folder, split, tokenizer, pairs=False)
         writer.write(generator.integers(0, VOCAB_SIZE, 2**19), np.zeros(0, dtype=PAIR))
         writer.close()
-        streams.append(open_stream(folder, tokenizer.dtype, writer.meta(1, 2**21, 2**21, 0)))
+        streams.append(open_stream(folder, tokenizer, writer.meta(1, 2**21, 2**21, 0)))
     return Corpus(tokenizer, *streams, "random", folder, "random tokens")
 
 

@@ -12,6 +12,7 @@ import os
 import re
 import types
 import typing
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,7 +133,9 @@ def parse(command: Command, argv: Sequence[str]) -> Arguments:
         if not equals or (leaf is None and name not in groups):
             _refuse_name(given, argument, [*options, *groups])
         elif not _is_utf8(text):
-            given.refuse(name, "is not valid UTF-8", ascii(text)[1:-1])
+            given.refuse(name, "is not valid UTF-8; type it in a terminal that is set to UTF-8", ascii(text)[1:-1])
+        elif "\0" in text:
+            given.refuse(name, "holds a NUL character, which no text or path may; leave it out", ascii(text)[1:-1])
         elif leaf is not None and leaf.rule.free_text and leaf.many:
             given.free[name] = given.free.get(name, ()) + _items(leaf, text)
         elif seen.setdefault(name, text) != text:
@@ -215,26 +218,49 @@ def split_names(text: str) -> list[str]:
         return [text] if text else []
     segments = text[1:-1].split(",")
     names: list[str] = []
-    while segments:
-        name, used = _first_name(segments)
+    starts: dict[str, set[str]] = {}
+    first = 0
+    while first < len(segments):
+        name, used = _first_name(segments, first, starts)
         names += [name] if name else []
-        segments = segments[used:]
+        first += used
     return names
 
 
-def _first_name(segments: list[str]) -> tuple[str, int]:
-    """The name at the start of the list, and how many segments it takes."""
-    runs = [segments[0]]
-    while len(runs) < len(segments) and len(runs[-1]) < LONGEST_PATH:
-        runs.append(f"{runs[-1]},{segments[len(runs)]}")
+def _first_name(segments: list[str], first: int, starts: dict[str, set[str]]) -> tuple[str, int]:
+    """The name that begins with segment `first`, and how many segments it takes. `starts`: see `_may_go_on`."""
+    start, end = segments[first], first + 1
+    runs = [start]
+    quote = start.strip()[:1] if start.strip()[:1] in ("'", '"') else ""
+    if quote or any(_may_go_on(way, starts) for way in {start, start.lstrip()}):
+        while end < len(segments) and len(runs[-1]) < LONGEST_PATH:
+            runs.append(f"{runs[-1]},{segments[end]}")
+            end += 1
     for used, run in reversed(list(enumerate(runs, 1))):
         for name in (run, run.strip()):
             if name and os.path.exists(name):
                 return name, used
-    quote = runs[0].strip()[:1]
-    if quote in ("'", '"'):
+    if quote:
         for used, run in enumerate(runs, 1):
             name = run.strip()
             if len(name) > 1 and name.endswith(quote):
                 return name[1:-1], used
-    return runs[0].strip(), 1
+    return start.strip(), 1
+
+
+def _may_go_on(start: str, starts: dict[str, set[str]]) -> bool:
+    """Whether something on disk begins as `start` and goes on with a comma: else thousands of names would cost millions
+    of looks at the disk. `starts` keeps what each folder's names have before their commas."""
+    folder, last = os.path.split(start)
+    if folder not in starts:
+        try:
+            names = [name for name in os.listdir(folder or ".") if "," in name]
+        except (OSError, ValueError):
+            names = []
+        starts[folder] = {_alike(name[:at]) for name in names for at, letter in enumerate(name) if letter == ","}
+    return _alike(last) in starts[folder]
+
+
+def _alike(name: str) -> str:
+    """The same for all spellings of a name that some file system takes for one."""
+    return unicodedata.normalize("NFC", name).casefold()

@@ -36,6 +36,9 @@ def main(command: Command[C], run: Callable[[C], int | None], argv: Sequence[str
     Mistakes go to standard error without a traceback. Any other exception of `run` is a bug and passes through.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # whoever closed it wants nothing
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open until the process ends)
     config: C | None = None
     try:
         if "--help" in argv or "-h" in argv:
@@ -56,6 +59,14 @@ def main(command: Command[C], run: Callable[[C], int | None], argv: Sequence[str
     except UserError as error:
         _say(f"{_script()}: {error}")
         return 2
+    except UnicodeEncodeError as error:
+        if error.encoding != getattr(sys.stdout, "encoding", None):
+            raise
+        _say(
+            f"{_script()}: standard output takes only {error.encoding}, without {error.object[error.start]!r}; set "
+            "PYTHONIOENCODING=utf-8, or have the text written to a file"
+        )
+        return 2
     except KeyboardInterrupt:
         _say("interrupted")
         return 130
@@ -70,7 +81,7 @@ def main(command: Command[C], run: Callable[[C], int | None], argv: Sequence[str
             return 1
         if "home directory" not in str(error):  # how pathlib says that there is no such ~user
             raise
-        _say(f"{_script()}: a path begins with ~ and the name of no user ({error}); write it out, or begin with ./~")
+        _say(f"{_script()}: {_tilde(argv)}: there is no user of that name; write the path out, or begin with ./~")
         return 2
 
 
@@ -93,7 +104,7 @@ def _status_of(error: OSError, given: list[str]) -> int | None:
         return 141
     ours = [str(path) for path in (error.filename, error.filename2) if isinstance(path, (str, os.PathLike))]
     users = any(_is_inside(path, folder) for path in ours for folder in given)
-    where = f"{', '.join(ours)}: " if ours else ""
+    where = f"{', '.join(map(_shortened, ours))}: " if ours else ""
     if error.errno in MACHINE_ERRORS:
         status = 1
     elif error.errno in PATH_ERRORS and users:
@@ -102,7 +113,8 @@ def _status_of(error: OSError, given: list[str]) -> int | None:
         status = 1
     else:
         return None
-    _say(f"{_script()}: {where}{error.strerror or error}")
+    way_out = "; check the path" if status == 2 else ""
+    _say(f"{_script()}: {where}{error.strerror or error}{way_out}")
     return status
 
 
@@ -132,6 +144,16 @@ def _given_paths(argv: Sequence[str], config: Any) -> list[str]:
 def _is_inside(path: str, folder: str) -> bool:
     path, folder = os.path.abspath(path), os.path.abspath(folder)
     return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+def _shortened(path: str) -> str:
+    return path if len(path) <= 300 else f"{path[:100]}…{path[-100:]} ({len(path)} characters)"
+
+
+def _tilde(argv: Sequence[str]) -> str:
+    """The arguments with a path that begins with ~ and a name."""
+    found = [argument for argument in argv if re.search(r"(^|=|\[|,)~[^/]", argument)]
+    return _shortened(" ".join(found)) if found else "a path begins with ~"
 
 
 def _out_of_memory(error: Exception, config: Any) -> str:

@@ -8,12 +8,15 @@ compose API is used, not `@hydra.main`, which would write `outputs/` and take ov
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import yaml
 
 from gpt.arguments import CONFIGS, NONE, Arguments, Command, check_choices, leaves, parse
 from gpt.options import C, ConfigError, Mistake, UserError, defaults, read_dict, words_of
+
+MOST_VALUES = 1000  # of one option, and runs of one sweep
 
 
 def load_config(command: Command[C], argv: Sequence[str]) -> C:
@@ -98,7 +101,7 @@ def _plain(node: Any, given: Arguments, prefix: str = "") -> dict[str, Any]:
             plain[key] = OmegaConf.to_container(value, resolve=True) if isinstance(value, ListConfig) else value
         except OmegaConfBaseException:
             raw = str(dict(OmegaConf.to_container(node, resolve=False))[key])  # type: ignore[arg-type]
-            given.refuse(f"{prefix}{key}", "refers to something that is not there", raw)
+            given.refuse(f"{prefix}{key}", "refers to something that is not there; write the value itself", raw)
             continue
         if isinstance(value, DictConfig):
             plain[key] = _plain(value, given, f"{prefix}{key}.")
@@ -112,21 +115,22 @@ def _override(argument: str) -> Any:
 
     try:
         return OverridesParser.create().parse_override(argument)
-    except HydraException:
+    except (HydraException, RecursionError, ValueError):  # brackets in brackets in brackets; thousands of digits
         return None
 
 
 def swept_values(name: str, text: str) -> list[str] | None:
-    """The values, as text, where Hydra's grammar reads several: `1,2`, `range(1,3)`; [] if not countable."""
+    """The values, as text, where Hydra's grammar reads several: `1,2`, `range(1,3)`; [] if none, or no end."""
     from hydra.errors import HydraException
 
     override = _override(f"{name}={text}")
     if override is None or not override.is_sweep_override():
         return None
     try:
-        return list(dict.fromkeys(override.sweep_string_iterator()))
-    except HydraException:
+        values = list(islice(override.sweep_string_iterator(), MOST_VALUES + 1))
+    except (HydraException, ValueError):  # ValueError: a range with a step of 0
         return []
+    return list(dict.fromkeys(values)) if len(values) <= MOST_VALUES else []
 
 
 def _names_set(given: Arguments) -> set[str]:

@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 
 import yaml
 
+LARGEST = 2**63  # what a whole number must stay below, as torch and numpy count in 64 bits
+
 
 class UserError(Exception):
     """A mistake that the user can mend. The message says how; the command line prints it and exits with 2."""
@@ -88,7 +90,7 @@ class Rule:
             return f"is not one of {', '.join(self.choices)}"
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return None
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             return "is not a finite number"
         for bound, holds, words in (
             (self.low, lambda b: value >= b, "at least"),
@@ -98,7 +100,7 @@ class Rule:
         ):
             if bound is not None and not holds(bound):
                 return f"must be {words} {bound:g}"
-        return None
+        return f"is too large; use less than {LARGEST}" if abs(value) >= LARGEST and isinstance(value, int) else None
 
 
 def option(default: Any, doc: str, **rule: Any) -> Any:

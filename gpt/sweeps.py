@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from itertools import product
 from pathlib import Path
 
 from gpt.arguments import Command, leaves, parse
-from gpt.composition import load_config, swept_values
+from gpt.composition import MOST_VALUES, load_config, swept_values
 from gpt.options import ConfigError, Mistake, look_up, written
 
 
@@ -49,6 +50,10 @@ def plan_runs(command: Command, argv: Sequence[str]) -> dict[str, list[str]]:
         values = swept_values(name, text)
         if values:
             swept[name] = values
+        elif values is not None:
+            raise ConfigError([Mistake(name, f"is no list of at most {MOST_VALUES} values, as 3e-4,1e-3", text)])
+    if math.prod(map(len, swept.values())) > MOST_VALUES:
+        raise ConfigError([Mistake("--multirun", f"makes more than {MOST_VALUES} runs; give fewer values")])
     if not swept and not found:
         raise ConfigError([Mistake("--multirun", "no option has several values, as optimizer.lr=3e-4,1e-3")])
     fixed = [argument for argument in argv if argument.partition("=")[0] not in swept]

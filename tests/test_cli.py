@@ -235,7 +235,10 @@ def test_an_empty_list_of_files() -> None:
         ("train.max_steps=f(x", "train.max_steps=f(x: is not a whole number"),
         ("train.max_steps='5", "train.max_steps='5: is not a whole number"),
         ("train.max_steps=a=b", "train.max_steps=a=b: is not a whole number"),
-        ("train.max_steps=${oops}", "train.max_steps=${oops}: refers to something that is not there"),
+        (
+            "train.max_steps=${oops}",
+            "train.max_steps=${oops}: refers to something that is not there; write the value itself",
+        ),
         ("train.max_steps=${oops", "train.max_steps=${oops: is not a whole number"),
         ("train.max_steps=0", "train.max_steps=0: must be at least 1"),
         ("train.max_steps=inf", "train.max_steps=inf: is not a whole number"),
@@ -258,7 +261,10 @@ def test_an_empty_list_of_files() -> None:
         ),
         ("model.n_embd=250", "model.n_embd=250: must be a multiple of n_head=4"),
         ("data=text", "data.files=[]: data=text needs data.files, as data.files='[book.txt,notes/**/*.md]'"),
-        ("wandb.project=\udcff", "wandb.project=\\udcff: is not valid UTF-8"),
+        (
+            "wandb.project=\udcff",
+            "wandb.project=\\udcff: is not valid UTF-8; type it in a terminal that is set to UTF-8",
+        ),
     ],
 )
 def test_what_a_mistake_says(argument: str, expected: str) -> None:
@@ -307,7 +313,7 @@ def test_a_mistake_does_not_cause_another() -> None:
         ("train: 5", "train=5: is a group of options, not one value"),
         ("train: {max_steps: many}", "train.max_steps=many: is not a whole number"),
         ("data: {files: [1]}", "data.files=[1]: is not a list of texts"),
-        ("run_dir: ${oops}", "run_dir=${oops}: refers to something that is not there"),
+        ("run_dir: ${oops}", "run_dir=${oops}: refers to something that is not there; write the value itself"),
         ("train: {", "the configuration files do not fit together"),
         ("defaults: [{override /model: none}]", "the configuration files do not fit together"),
         ("train: {compile: off, max_steps: 1e3}\noptimizer: {lr: 3e-4}", ""),
@@ -443,7 +449,7 @@ def test_a_sweep_extends_a_given_folder_and_joins_equal_values() -> None:
         (["optimizer=adamw,sgd"], "optimizer=sgd: is not one of adamw, muon"),
         (["seed=1,2", "lr=3"], "lr=3: there is no such option; did you mean optimizer.lr?"),
         (["seed=1,2", "seed=3"], "seed=3: was also given as seed=1,2; give it once"),
-        (["seed=interval(1,2)", "optimizer=adamw,muon"], "seed=interval(1,2): is several values"),
+        (["seed=interval(1,2)", "optimizer=adamw,muon"], "seed=interval(1,2): is no list of at most 1000 values"),
     ],
 )
 def test_mistakes_of_a_sweep(argv: list[str], words: str) -> None:

@@ -19,7 +19,10 @@ class TokenizerConfig(Options):
         choices=TOKENIZERS,
     )
     vocab_size: int | None = option(
-        None, "tokens of a trained bpe, end of text included; null: chosen from the size and language", low=257
+        None,
+        "tokens of a trained bpe, end of text included; null: chosen from the size and language",
+        low=257,
+        high=1e7,
     )
     path: str | None = option(None, "huggingface: a tokenizer.json, or a folder that contains one", free_text=True)
 
@@ -80,7 +83,7 @@ class DataConfig(Options):
     subset: str | None = option(None, "huggingface: configuration of the data set", free_text=True)
     split: str = option("train", "huggingface: split of the data set", free_text=True)
     prepared_dir: str = option("", "where token shards are kept; empty: data/prepared", free_text=True)
-    workers: int = option(0, "threads that tokenize; 0: one for each core", low=0)
+    workers: int = option(0, "threads that tokenize; 0: one for each core", low=0, high=1024)
 
     def mistakes(self) -> list[Mistake]:
         found = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from gpt.options import Mistake, Options, option
@@ -68,7 +67,7 @@ class ModelConfig(Options):
     def hidden_width(self) -> int:
         if self.n_hidden:
             return self.n_hidden
-        return 4 * self.n_embd if self.dialect == "gpt2" else 32 * math.ceil(8 * self.n_embd / 3 / 32)
+        return 4 * self.n_embd if self.dialect == "gpt2" else 32 * -(-8 * self.n_embd // 96)
 
     @property
     def original_context(self) -> int:

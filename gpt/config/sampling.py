@@ -39,7 +39,9 @@ class SampleConfig(Options):
     min_p: float | None = option(
         None, "sample from tokens with this share of the likeliest's probability", low=0, high=1
     )
-    repetition_penalty: float = option(1.0, "above 1: make tokens already in the text less likely (CTRL)", above=0)
+    repetition_penalty: float = option(
+        1.0, "above 1: make tokens already in the text less likely (CTRL)", low=0.01, high=100
+    )
     num_beams: int = option(1, "above 1: beam search, which returns the num_samples best of so many beams", low=1)
     length_penalty: float = option(
         1.0, "beams are compared by log-probability / tokens ** this; more favours longer text", low=-10, high=10
@@ -70,6 +72,10 @@ class SampleConfig(Options):
                 found.append(Mistake("num_samples", "does not go with interactive=true"))
         elif self.prompt and self.prompt_file:
             found.append(Mistake("prompt_file", "give prompt or prompt_file, not both"))
+        if self.temperature and self.temperature < 0.001:  # logits divided by less leave the range of their type
+            found.append(
+                Mistake("temperature", "is too small; use 0, which always takes the likeliest token, or 0.001")
+            )
         return found + self.beam_mistakes() + decoding_mistakes(self.num_beams, self.batch_size, self.stop)
 
     def beam_mistakes(self) -> list[Mistake]:

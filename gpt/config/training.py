@@ -10,6 +10,7 @@ from gpt.config.device import device_mistakes
 from gpt.config.model import ModelConfig
 from gpt.options import Mistake, Options, group, option
 
+MOST_TOKENS = 2**24  # in a batch: their activations alone fill any device, with the smallest model
 LORA_TARGETS = ("attention.qkv", "attention.out", "mlp.up", "mlp.down")
 
 
@@ -205,6 +206,12 @@ class RunConfig(Options):
         if (self.schedule.warmup_steps or 0) > self.train.max_steps:
             message = f"is more than train.max_steps={self.train.max_steps}; lower it"
             found.append(Mistake("schedule.warmup_steps", message))
+        for name in ("batch_size", "eval_batch_size"):
+            size = getattr(self.train, name)
+            tokens = (size if isinstance(size, int) else 0) * self.model.context_length  # it may be auto, or null
+            if tokens > MOST_TOKENS and self.model.context_length <= MOST_TOKENS:
+                message = f"makes {tokens:,} tokens at once, which no device holds; use train.grad_accum_steps instead"
+                found.append(Mistake(f"train.{name}", message))
         if self.lora.rank and not self.init_from:
             message = "adapters need trained weights to adapt; name them with init_from=…, or leave lora.rank at 0"
             found.append(Mistake("lora.rank", message))

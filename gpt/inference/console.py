@@ -22,6 +22,8 @@ from gpt.inference.sampling import Sampling
 from gpt.model.hardware import decoding_hardware
 from gpt.model.opening import open_checkpoint
 from gpt.options import UserError
+from gpt.text.documents import decode_file
+from gpt.text.encoders import check_unicode
 from gpt.text.files import check_writable_folder, write_whole
 
 
@@ -117,9 +119,10 @@ def read_prompts(config: SampleConfig) -> list[str]:
         return [config.prompt]
     path = Path(os.path.expanduser(config.prompt_file))
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"prompt_file={path} cannot be read: {error}") from None
+        text = "".join(decode_file(path))
+    except UserError as error:
+        raise UserError(f"prompt_file={error}") from None
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     prompts = [read_prompt(line, f"prompt_file={path}, line {n}", path) for n, line in enumerate(lines, 1) if line]
     if not prompts:
         raise UserError(f"prompt_file={path} holds no prompt; write one on each line")
@@ -131,24 +134,31 @@ def read_prompt(line: str, where: str, path: Path) -> str:
         return line
     try:
         record = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where}: not JSON ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f'{where}: not JSON ({error}); write {{"prompt": "…"}} on each line') from None
     if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
-        raise UserError(f'{where}: needs an object with a text under "prompt"')
+        raise UserError(f'{where}: needs an object with a text under "prompt", as {{"prompt": "…"}}')
+    try:
+        check_unicode([record["prompt"]])
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     return record["prompt"]
 
 
 def output_file(name: str) -> Path:
     """Where samples go; a link to a file stays, and leads to the new text. Raises UserError where that cannot be."""
     path = Path(os.path.expanduser(name))
+    if name.endswith("/"):
+        raise UserError(f"output={name} is the name of a folder; name a file in it, as {name}samples.jsonl")
     try:
         if is_replaced(path):
             path = path.resolve()
             check_writable_folder(path.parent, f"{path.name}.partial")
         if path.is_file() or path.is_dir():  # a pipe or a device is opened once
             path.open("a", encoding="utf-8").close()
-    except OSError as error:
-        raise UserError(f"output={name} cannot be written ({error.strerror}); choose another file") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"output={name} cannot be written ({reason}); choose another file") from None
     return path
 
 
@@ -177,6 +187,8 @@ def sample_line(made: Sample) -> str:
 
 def converse(sampler: Sampler) -> None:
     """Continue each line that is typed, until the end of input. Ctrl-C ends a continuation, not the program."""
+    if sys.stdin is None:
+        raise UserError("interactive=true: standard input is closed; give prompt=… or prompt_file=… instead")
     say("Type a prompt and press Enter; Ctrl-C stops the text, Ctrl-D leaves.")
     number = 0
     while True:
@@ -184,6 +196,8 @@ def converse(sampler: Sampler) -> None:
             prompt = input("> " if sys.stdin.isatty() else "")
         except EOFError:
             return
+        except UnicodeDecodeError as error:
+            raise UserError(f"interactive=true: standard input is not valid {error.encoding.upper()}") from None
         except KeyboardInterrupt:
             put("\n")
             return

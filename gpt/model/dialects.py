@@ -206,7 +206,9 @@ def from_huggingface_config(keys: Mapping[str, Any], where: object) -> tuple[Mod
     """
     dialect = keys.get("model_type")
     if not isinstance(dialect, str) or dialect not in ARCHITECTURES:
-        raise UserError(f"{where}: model_type={dialect!r} is not one of {', '.join(ARCHITECTURES)}")
+        raise UserError(
+            f"{where}: model_type={dialect!r} is not one of {', '.join(ARCHITECTURES)}; use a model of these"
+        )
     if dialect == "gpt2":
         keys = {GPT2_ALIASES[key]: value for key, value in keys.items() if key in GPT2_ALIASES} | dict(keys)
     rope, names, refused = read_rope(keys) if dialect != "gpt2" else ({}, {}, [])

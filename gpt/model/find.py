@@ -19,7 +19,7 @@ from gpt.options import UserError
 
 ALIASES = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 MODEL_FILES = ("config.json", "adapter_config.json")  # either makes a folder a model
-HUB_ID = re.compile(r"(?P<repository>\w[\w.-]*(?:/\w[\w.-]*)?)(?:@(?P<revision>.+))?", re.ASCII)
+HUB_ID = re.compile(r"(?P<repository>\w[\w.-]*(?:/\w[\w.-]*)?)(?:@(?P<revision>(?!.*\.\.).+))?", re.ASCII)
 # What is fetched; the weights' expressions in order, the first that a repository has anything of.
 SMALL_FILES = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json|merges\.txt|vocab\.txt"
@@ -57,27 +57,56 @@ def find_model(path: str | Path, option: str = "checkpoint") -> Path:
 
     `option` is what the user wrote it to, for messages. Raises UserError.
     """
+    given, said = expanded(path), f"{option}={path}"
     try:
-        given = Path(path).expanduser()
+        found = local_model(given, said)
+        if found is None and not given.exists():
+            raise FileNotFoundError
+    except (FileNotFoundError, ValueError):  # ValueError: a name with NUL, which adapter_config.json may hold
+        if model := HubModel.parse(str(path)):
+            return download(model, said)
+        raise UserError(
+            f"{said}: there is no such folder; give a run (runs/…), a checkpoint or a model folder"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{said[:300]}: cannot be looked at ({error.strerror}); check the path") from None
+    if found is None:
+        raise UserError(
+            f"{said}: this is no checkpoint: it has neither checkpoints/best nor {' nor '.join(MODEL_FILES)}"
+        )
+    return found
+
+
+def expanded(path: str | Path) -> Path:
+    try:
+        return Path(path).expanduser()
     except RuntimeError:  # ~somebody, who has no home here
-        given = Path(path)
+        return Path(path)
+
+
+def is_local(name: str) -> bool:
+    """Whether a name, which a stranger may have written, is that of something on this machine."""
+    try:
+        return expanded(name).exists()
+    except (OSError, ValueError):  # such as a name that is too long
+        return False
+
+
+def local_model(given: Path, said: str) -> Path | None:
+    """The model folder at a path; None where there is none. Raises UserError where something else is there, whose
+    remedy is another, and OSError where it cannot be looked at."""
     for folder in (given / "checkpoints" / "best", given / "best", given):
         if is_model(folder):
             return folder
-    said = f"{option}={path}"
     if given.is_symlink() and not given.exists():
         raise UserError(
             f"{said}: this link leads nowhere; copy a checkpoint with what it leads to (cp -rL), or use export.py"
         )
-    if not given.exists():
-        if model := HubModel.parse(str(path)):
-            return download(model, said)
-        raise UserError(f"{said}: there is no such folder; give a run (runs/…), a checkpoint or a model folder")
-    if not given.is_dir():
+    if given.exists() and not given.is_dir():
         raise UserError(f"{said}: this is a file; give the folder of a run, a checkpoint or a model")
     if (given / "checkpoints").is_dir() or (given / "config.yaml").is_file():
         raise UserError(f"{said}: this run has no checkpoint yet; train it further first")
-    raise UserError(f"{said}: this is no checkpoint: it has neither checkpoints/best nor {' nor '.join(MODEL_FILES)}")
+    return None
 
 
 def is_model(folder: Path) -> bool:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+from gpt.config import ModelConfig
 from gpt.config.device import PRECISIONS
 from gpt.model.attention import choose_kernel, sdpa_backend
 from gpt.options import UserError
@@ -204,3 +205,26 @@ def measure_peak(hardware: Hardware, size: int = 1024, seconds: float = 0.06) ->
         (a @ a)[0, 0].item()
         best = min(best, time.perf_counter() - before)
     return 2 * size**3 / best
+
+
+def check_memory(config: ModelConfig, vocab_size: int) -> None:
+    """Raise UserError where the weights alone, in fp32, exceed this machine's memory, before any is asked for."""
+    width, head = config.n_embd, config.head_width
+    layer = width * ((2 * config.n_head + 2 * config.kv_heads) * head + 2 * config.hidden_width)
+    tables = vocab_size * (1 if config.tie_embeddings else 2) * width
+    tables += config.context_length * (2 * head if config.position_kind == "rotary" else width)
+    needed, there = 4 * (config.n_layer * layer + tables), physical_memory()
+    if there is not None and needed > there:
+        shape = f"n_layer={config.n_layer}, n_embd={width}, context_length={config.context_length}"
+        raise UserError(
+            f"a model of {shape} and {vocab_size:,} tokens takes {needed / 1e9:,.0f} GB for its weights, and this "
+            f"machine has {there / 1e9:,.0f} GB of memory; use a smaller model"
+        )
+
+
+def physical_memory() -> int | None:
+    """Bytes of this machine's memory; None where the system does not say (Windows)."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None

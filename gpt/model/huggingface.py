@@ -88,7 +88,9 @@ def matching_tensors(folder: Path, config: ModelConfig, vocab_size: int) -> list
     stored = list_tensors(folder)
     where = f"{folder} does not fit its {CONFIG_FILE}"
     if config.n_layer > len(stored):  # the table below would grow with the number that config.json claims
-        raise UserError(f"{where}: it has {len(stored)} tensors for {config.n_layer} layers")
+        raise UserError(
+            f"{where}: it has {len(stored)} tensors for {config.n_layer} layers; use the one that belongs to them"
+        )
     entries = {entry.theirs: entry for entry in tensor_table(config, vocab_size)}
     found, twice = by_full_name(stored, config)
     if config.tie_embeddings and HEAD in found:  # some tools write the tied head; it must then equal the embedding
@@ -96,7 +98,7 @@ def matching_tensors(folder: Path, config: ModelConfig, vocab_size: int) -> list
         entries[HEAD] = Entry(HEAD, "head.weight", embedding.shape, embedding.rows)
     wrong = twice + compare({name: entry.shape for name, entry in entries.items()}, found)
     if wrong:
-        raise UserError(f"{where}:\n  " + "\n  ".join(sorted(wrong)))
+        raise UserError(f"{where}; use the one that belongs to these weights:\n  " + "\n  ".join(sorted(wrong)))
     return [(entry, found[name]) for name, entry in entries.items()]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -67,6 +68,8 @@ def followed(folder: Path) -> Path:
 
 def open_folder(folder: Path) -> tuple[Path, Decoder, Tokenizer]:
     """What `open_checkpoint` gives of a model folder. The weights come last."""
+    if is_adapter(folder):  # which may name any model of this machine or the Hub
+        print(f"{folder} adapts {find_base(folder)}", file=sys.stderr)
     tokenizer, model = Tokenizer.load(find_tokenizer(folder)), open_model(folder)
     if tokenizer.vocab_size > model.vocab_size:
         raise UserError(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt.model.find import HubModel
+from gpt.model.find import HubModel, is_local
 from gpt.model.tensor_files import read_object
 from gpt.options import UserError
 
@@ -60,7 +60,7 @@ def base_of(folder: Path) -> str:
 
 def write_adapter_config(folder: Path, config: AdapterConfig, targets: Sequence[str], transposed: bool) -> None:
     """Write `adapter_config.json`; `targets` are the ends of the dialect's module names, `transposed` its Conv1D."""
-    hub = None if Path(config.base).expanduser().exists() else HubModel.parse(config.base)
+    hub = None if is_local(config.base) else HubModel.parse(config.base)
     keys = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -94,8 +94,7 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     if keys.get("use_rslora"):  # Kalajdzievski 2023: alpha / sqrt(r) instead
         alpha *= math.sqrt(rank)
     base, revision = keys.get("base_model_name_or_path") or "", keys.get("revision")
-    local = Path(base).expanduser().exists()
-    return AdapterConfig(base if local else str(HubModel(base, revision)), rank, alpha)
+    return AdapterConfig(base if is_local(base) else str(HubModel(base, revision)), rank, alpha)
 
 
 def refusals(keys: Mapping[str, Any]) -> list[str]:
@@ -114,4 +113,6 @@ def refusals(keys: Mapping[str, Any]) -> list[str]:
         found.append(f"lora_alpha={alpha!r} (only a number)")
     if not isinstance(base := keys.get("base_model_name_or_path"), str | None):
         found.append(f"base_model_name_or_path={base!r} (only a path or a Hub id)")
+    if not isinstance(revision := keys.get("revision"), str | None):
+        found.append(f"revision={revision!r} (only a branch, tag or commit)")
     return found

@@ -8,12 +8,13 @@ Formats: https://huggingface.co/docs/safetensors and torch.load with `weights_on
 
 from __future__ import annotations
 
-import json
+import math
+import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gpt.options import UserError
+from gpt.text.files import read_object
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 FLOATING = ("F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16")  # as either format spells it
@@ -72,19 +74,6 @@ def indexed_files(index: Path) -> list[Path]:
     return files
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises UserError, but FileNotFoundError where there is no such file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} does not hold a JSON object")
-    return content
-
-
 def list_tensors(folder: Path) -> dict[str, Stored]:
     """Every tensor of a folder by its name there. Raises UserError."""
     found: dict[str, Stored] = {}
@@ -131,7 +120,7 @@ def reading(file: Path) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from None
+        raise UserError(f"{file} cannot be read: {error}; copy or download it again") from None
     except RuntimeError:  # of torch, which maps the file: for want of memory, say
         if file.exists():
             raise
@@ -148,9 +137,11 @@ def write_safetensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str
 
 def list_pickled(file: Path) -> dict[str, Stored]:
     """The tensors in one file of torch.save, with their data. Raises UserError."""
+    check_pickle_size(file)
     try:
         # Not mmap: a mapped file stays resident until its last tensor goes; memory of its own goes tensor by tensor.
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of a pickle that is damaged, before it is refused
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception:  # a damaged pickle raises anything; torch's own message tells how to run the code in one
         raise UserError(
             f"{file} cannot be read: it is damaged, or a pickle of more than tensors, which could run any code; "
@@ -160,7 +151,33 @@ def list_pickled(file: Path) -> dict[str, Stored]:
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
     ):
         raise UserError(f"{file} cannot be read: it does not hold tensors by name")
+    if any(map(is_hollow, content.values())) or sum(map(dense_bytes, content.values())) > 4 * file.stat().st_size:
+        raise UserError(f"{file} cannot be read: its tensors claim more numbers than it holds; use a {SAFETENSORS}")
     return {name: Stored(file, name, tuple(tensor.shape), kind(tensor), tensor) for name, tensor in content.items()}
+
+
+def check_pickle_size(file: Path) -> None:
+    """Raise UserError where a file of torch.save would unpack to more than its own size: torch compresses nothing."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (OSError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile):
+        return  # of the older format, or damaged, which torch tells
+    if unpacked > file.stat().st_size:
+        raise UserError(
+            f"{file} cannot be read: it is compressed and would unpack to {unpacked:,} bytes; use a {SAFETENSORS}"
+        )
+
+
+def is_hollow(tensor: Tensor) -> bool:
+    """Whether a tensor has more numbers than there is data, as one number that is repeated by strides of 0."""
+    if tensor.device.type != "cpu":
+        return True
+    return tensor.layout is torch.strided and dense_bytes(tensor) > tensor.untyped_storage().nbytes()
+
+
+def dense_bytes(tensor: Tensor) -> int:
+    return math.prod(tensor.shape) * tensor.dtype.itemsize
 
 
 def kind(tensor: Tensor) -> str:

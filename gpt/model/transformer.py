@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from gpt.config import ModelConfig
 from gpt.model.attention import cached_attention, causal_attention
 from gpt.model.fused import activation_dtype, by_hand, dropout, normalise_and_rotate, rms_norm, rotate, swiglu
+from gpt.model.hardware import check_memory
 from gpt.model.kv_cache import KVCache
 from gpt.model.loss import head_loss, summed_cross_entropy
 
@@ -30,7 +31,10 @@ LOSS_POSITIONS = 2048  # tokens whose logits evaluation holds at once
 
 
 class Decoder(nn.Module):
-    """A decoder-only transformer. `forward` gives logits, or with `targets` the summed loss."""
+    """A decoder-only transformer. `forward` gives logits, or with `targets` the summed loss.
+
+    Raises UserError where it is too large for this machine.
+    """
 
     sinusoids: Tensor  # [T, C], of sinusoidal positions
     rotary: Tensor  # [2, T, D], of rotary positions
@@ -38,6 +42,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
+        check_memory(config, vocab_size)
         self.config, self.vocab_size = config, vocab_size
         self.recompute = False  # whether backward computes each block again instead of keeping what it needs of it
         padded = VOCAB_MULTIPLE * math.ceil(vocab_size / VOCAB_MULTIPLE)

@@ -111,7 +111,9 @@ def _open_pairs(data: DataConfig, files: tuple[Path, ...]) -> Source:
 
 
 def _count(files: tuple[Path, ...]) -> str:
-    return files[0].name if len(files) == 1 else f"{len(files):,} files"
+    if len(files) != 1:
+        return f"{len(files):,} files"
+    return files[0].name.encode("utf-8", "backslashreplace").decode("utf-8")  # a name may be any bytes
 
 
 def spooled(source: Source, file: Path, report: Callable[[str], None]) -> Source:
@@ -139,11 +141,12 @@ def pieces_of(fragments: Iterable[str]) -> Iterator[Piece]:
     """One document's text, in fragments of any length, as pieces. Nothing where there is no text."""
     held = ""
     for fragment in fragments:
-        held += fragment
-        while len(held) > PIECE_CHARACTERS:
-            cut = held.rfind("\n", 0, PIECE_CHARACTERS) + 1 or PIECE_CHARACTERS
-            yield Piece(held[:cut], ends=False)
-            held = held[cut:]
+        held, start = held + fragment, 0  # cut once a fragment: one may be a gigabyte
+        while len(held) - start > PIECE_CHARACTERS:
+            cut = held.rfind("\n", start, start + PIECE_CHARACTERS) + 1 or start + PIECE_CHARACTERS
+            yield Piece(held[start:cut], ends=False)
+            start = cut
+        held = held[start:]
     if held:
         yield Piece(held, ends=True)
 
@@ -172,7 +175,10 @@ def decode_file(file: Path) -> Iterator[str]:
                 text, used = _decode(rest, name, final=not data)
                 if "\0" in text:
                     at = offset + len(text[: text.index("\0")].encode(name))
-                    raise UserError(f"{file}: a NUL byte at offset {at}: this is not a text file; leave it out")
+                    raise UserError(
+                        f"{file}: a NUL byte at offset {at}: this is not a text file; leave it out, or, if it is in "
+                        "UTF-16 without its mark, convert it (iconv -f UTF-16LE -t UTF-8)"
+                    )
                 yield text
                 rest, offset = rest[used:] + data, offset + used
     except UnicodeDecodeError as error:

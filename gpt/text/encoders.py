@@ -79,6 +79,15 @@ def utf8(text: str) -> bytes:
         ) from None
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text has no lone surrogate."""
+    try:
+        utf8(text)
+    except UserError:
+        return False
+    return True
+
+
 def check_unicode(texts: Iterable[str]) -> None:
     """Raises UserError where a text holds a lone surrogate."""
     for text in texts:

@@ -1,4 +1,4 @@
-"""Files: which ones `data.files` means (files, folders and globs), and how one is written whole.
+"""Files: which ones `data.files` means (files, folders and globs), how one is written whole, and JSON ones.
 
 A name that exists is taken as it is, even where it looks like a glob. A folder means the text files in it and below.
 Hidden files and folders are skipped unless named.
@@ -6,11 +6,13 @@ Hidden files and folders are skipped unless named.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from gpt.options import UserError
 
@@ -21,6 +23,7 @@ _TEXT_NAME = re.compile(
     r"|vim|nix|zig|f90|asm)",
     re.IGNORECASE,
 )
+MOST_JSON = 2**28  # bytes of a file that is read whole
 
 
 def find_files(patterns: Iterable[str], option: str = "data.files") -> list[Path]:
@@ -44,6 +47,11 @@ def find_files(patterns: Iterable[str], option: str = "data.files") -> list[Path
         elif path.exists():
             raise UserError(f"{option}: {pattern!r} is not a regular file; save its text in one")
         elif any(character in pattern for character in "*?["):
+            if any("**" in part and part != "**" for part in path.parts):
+                raise UserError(
+                    f"{option}: in {pattern!r} the ** stands beside other characters, and it can only be a whole "
+                    "folder name; write '[notes/**/*.txt]' for files at any depth, or * within a name"
+                )
             matched = set(_glob(path))
             if not matched:
                 raise UserError(f"{option}: no file matches {pattern!r} (from {Path.cwd()}); check the pattern")
@@ -100,3 +108,20 @@ def write_whole(path: Path, lines: Iterable[str]) -> None:
 def check_writable_folder(folder: Path, name: str = "") -> None:
     """Raise OSError where nothing can be made in an existing folder, or nothing whose name holds `name`."""
     os.rmdir(tempfile.mkdtemp(prefix=f".{name}.", dir=folder))  # what permissions say is not always so
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises UserError, but FileNotFoundError where there is no such file."""
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} cannot be read: it is not a regular file")
+        if (size := path.stat().st_size) > MOST_JSON:
+            raise UserError(f"{path} cannot be read: it has {size:,} bytes, and such files have a few thousand")
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {error}; copy or download it again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} does not hold a JSON object; copy or download it again")
+    return content

@@ -7,7 +7,6 @@ They are rebuilt as `tokenizers` objects that split text as transformers' classe
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
 from gpt.options import UserError
+from gpt.text.encoders import is_unicode
+from gpt.text.files import read_object
 
 BERT_TOKENS = {
     "pad_token": "[PAD]",
@@ -162,17 +163,12 @@ def special_tokens(folder: Path) -> dict[str, str]:
 def text_of(token: Any) -> str | None:
     """A token's text, written bare or as an object with its flags."""
     text = token.get("content") if isinstance(token, dict) else token
-    return text if isinstance(text, str) else None
+    return text if isinstance(text, str) and is_unicode(text) else None
 
 
 def read_json(file: Path) -> dict[str, Any]:
     """The JSON object in a file, empty where there is no file. Raises UserError where it holds anything else."""
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        return read_object(file)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file}: cannot be read as JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{file}: must hold one JSON object, not {type(config).__name__}")
-    return config

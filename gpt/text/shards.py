@@ -27,12 +27,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import filelock
-import numpy as np
 
 from gpt.config import DataConfig, TokenizerConfig
 from gpt.options import UserError, written
 from gpt.text.checksums import damage, write_sums
 from gpt.text.documents import Source, open_source, spooled
+from gpt.text.encoders import is_unicode
+from gpt.text.files import read_object
 from gpt.text.parallel_encoding import encode_all
 from gpt.text.splits import EVERY_HASH, SPLITS, CharacterCounts, Scan, Split, divide, scan, training_texts
 from gpt.text.streams import StreamWriter, TokenStream, open_stream
@@ -63,16 +64,26 @@ class Corpus:
 
 def open_corpus(folder: Path, tokenizer: Tokenizer | None = None) -> Corpus:
     """Open a prepared folder, or one that was made just now with `tokenizer`. Raises UserError where it is damaged."""
-    again = f"delete {folder} and run again"
     if tokenizer is None and (found := _damage(folder)):
-        raise UserError(f"the prepared corpus {folder} is damaged: {found}; {again}")
+        raise UserError(f"the prepared corpus {folder} is damaged: {found}; delete {folder} and run again")
+    tokenizer = tokenizer or Tokenizer.load(folder)
+    path = folder / "meta.json"
     try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / 'meta.json'}: cannot be read ({error}); {again}") from None
-    dtype = np.dtype(meta["dtype"]).newbyteorder("<")
-    train, val = (open_stream(folder, dtype, meta["splits"][name]) for name in SPLITS)
-    return Corpus(tokenizer or Tokenizer.load(folder), train, val, meta["fingerprint"], folder, meta["source"])
+        meta = read_object(path)
+        if meta["dtype"] != tokenizer.dtype.name or not is_text(meta["fingerprint"]) or not is_text(meta["source"]):
+            raise ValueError("its dtype, fingerprint or source cannot be")
+        train, val = (open_stream(folder, tokenizer, meta["splits"][name]) for name in SPLITS)
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        why = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise UserError(f"{path}: cannot be read ({why}); delete {folder} and run again") from None
+    except UserError as error:
+        said = str(error).removesuffix("; copy or download it again")  # it is ours, and is made again
+        raise UserError(f"{said}; delete {folder} and run again") from None
+    return Corpus(tokenizer, train, val, meta["fingerprint"], folder, meta["source"])
+
+
+def is_text(value: object) -> bool:
+    return isinstance(value, str) and is_unicode(value)
 
 
 def _damage(folder: Path) -> str | None:
@@ -196,6 +207,7 @@ def _tokenizer(
         return build_tokenizer(config, characters=characters.characters() if characters else ())
     common = len(characters.characters(at_least=10)) if characters else 0
     size = config.vocab_size or default_vocab_size(found.n_bytes, common)
+    size = min(size, 257 + found.n_bytes)  # no text holds more, and the trainer makes room for as many as it is told
     most = training_bytes(size)
     report(f"Training a tokenizer of {size:,} tokens on {min(most, found.n_bytes) / 1e6:.1f} MB …")
     texts = training_texts(split, found.n_bytes, most)

@@ -29,10 +29,13 @@ PAIR = np.dtype([("start", "<i8"), ("prompt", "<i4"), ("length", "<i4")])
 
 
 class TokenStream:
-    """The tokens of one split, memory-mapped over all its shards. `n_bytes` and `n_characters` are of its text."""
+    """The tokens of one split, memory-mapped over all its shards. `n_bytes` and `n_characters` are of its text.
 
-    def __init__(self, folder: Path, dtype: np.dtype, meta: dict[str, Any]):
-        self.dtype = dtype
+    Reading raises UserError where a token or a pair cannot be, as in a file that is damaged.
+    """
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer, meta: dict[str, Any]):
+        self.folder, self.dtype, self.vocab_size = folder, tokenizer.dtype, tokenizer.vocab_size
         self.n_documents: int = meta["documents"]
         self.n_bytes: int = meta["bytes"]
         self.n_characters: int = meta["characters"]
@@ -64,7 +67,12 @@ class TokenStream:
             out[done : done + len(part)] = part
             done += len(part)
             shard += 1
+        if length and int(out.max()) >= self.vocab_size:
+            raise self.damaged(f"token {int(out.max())} of a vocabulary of {self.vocab_size:,}")
         return out
+
+    def damaged(self, what: str) -> UserError:
+        return UserError(f"{self.folder}: its token files are damaged ({what}); delete the folder and run again")
 
 
 class PairStream(TokenStream):
@@ -73,8 +81,8 @@ class PairStream(TokenStream):
     `completion_tokens` counts the ends of text after the completions, `completion_bytes` (of UTF-8) does not.
     """
 
-    def __init__(self, folder: Path, dtype: np.dtype, meta: dict[str, Any]):
-        super().__init__(folder, dtype, meta)
+    def __init__(self, folder: Path, tokenizer: Tokenizer, meta: dict[str, Any]):
+        super().__init__(folder, tokenizer, meta)
         self.completion_tokens: int = meta["pairs"]["completion_tokens"]
         self.completion_bytes: int = meta["pairs"]["completion_bytes"]
         self._index_file = folder / meta["pairs"]["file"]
@@ -89,7 +97,11 @@ class PairStream(TokenStream):
         """All pairs in the order of the files, [n_pairs] of `PAIR`."""
         if not self.n_documents:
             return np.zeros(0, dtype=PAIR)  # an empty file cannot be mapped
-        return np.memmap(self._index_file, dtype=PAIR, mode="r")
+        index = np.memmap(self._index_file, dtype=PAIR, mode="r")
+        start, prompt, length = (index[name].astype(np.int64) for name in PAIR.names or ())
+        if (start < 0).any() or (prompt < 1).any() or (length <= prompt).any() or (start > len(self) - length).any():
+            raise self.damaged("a pair that lies outside of them")
+        return index
 
     def pairs(self) -> Iterator[tuple[list[int], list[int]]]:
         """Ids of each pair: its prompt as `decode.prompt_tokens` gives it, its completion without the end of text."""
@@ -98,17 +110,26 @@ class PairStream(TokenStream):
             yield tokens[:prompt], tokens[prompt:-1]
 
 
-def open_stream(folder: Path, dtype: np.dtype, meta: dict[str, Any]) -> TokenStream:
-    """The split that `meta` describes. Raises UserError where a file has not the size that it says."""
-    files = {shard["file"]: shard["tokens"] * dtype.itemsize for shard in meta["shards"]}
+def open_stream(folder: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> TokenStream:
+    """The split that `meta` describes. Raises UserError where a file is not in its folder or has not the size that it
+    says, and KeyError, TypeError or ValueError where `meta` does not describe a split."""
+    counts = [meta[name] for name in ("documents", "bytes", "characters")]
+    files = {shard["file"]: shard["tokens"] * tokenizer.dtype.itemsize for shard in meta["shards"]}
     if "pairs" in meta:
+        counts += [meta["pairs"][name] for name in ("completion_tokens", "completion_bytes")]
         files[meta["pairs"]["file"]] = meta["documents"] * PAIR.itemsize
+    if not all(type(count) is int and 0 <= count < 2**62 for count in [*counts, *files.values()]):
+        raise ValueError("a number in it cannot be")
+    if not meta["shards"] or len(files) != len(meta["shards"]) + ("pairs" in meta):
+        raise ValueError("it names no files, or one twice")
     for name, expected in files.items():
+        if not isinstance(name, str) or name != Path(name).name or "\0" in name:
+            raise ValueError(f"it names {name!r}, which is no file of its own folder")
         file = folder / name
         size = file.stat().st_size if file.is_file() else 0
         if size != expected or not file.is_file():
-            raise UserError(f"{file}: has {size:,} bytes, not {expected:,}; delete {folder} and run again")
-    return PairStream(folder, dtype, meta) if "pairs" in meta else TokenStream(folder, dtype, meta)
+            raise UserError(f"{file}: has {size:,} bytes, not {expected:,}")
+    return (PairStream if "pairs" in meta else TokenStream)(folder, tokenizer, meta)
 
 
 class StreamWriter:

@@ -11,7 +11,8 @@ import codecs
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,6 +35,8 @@ from gpt.text.encoders import (
 from gpt.text.released import build_released, prefix_of, read_json, special_tokens
 
 END_OF_TEXT = "<|endoftext|>"
+MOST_TOKENS = 10**7
+CANNOT_ENCODE = "the tokenizer cannot encode the text; it may lack a token for what it does not know"
 _USUAL_ENDS = (END_OF_TEXT, "</s>", "[SEP]")
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")  # how SentencePiece vocabularies spell a byte
 _FAST_FROM = 2000  # characters: below, building the fast path takes longer than it saves
@@ -93,7 +96,8 @@ class Tokenizer:
 
     @cached_property
     def _fast(self) -> Encoder | None:
-        return fast_encoder(self._spec, self.backend)
+        with _refusing("tokenizer.json cannot be used"):
+            return fast_encoder(self._spec, self.backend)
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, with nothing added, not even `prefix`; special tokens spelled out in it are plain text.
@@ -108,7 +112,8 @@ class Tokenizer:
             ids, lengths = self._fast(texts)
             return ids.astype(self.dtype, copy=False), lengths
         check_unicode(texts)
-        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        with _refusing(CANNOT_ENCODE):
+            encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         parts = [np.array(encoding.ids, dtype=self.dtype) for encoding in encodings]
         return np.concatenate([np.zeros(0, self.dtype), *parts]), lengths_of(parts)
 
@@ -116,13 +121,15 @@ class Tokenizer:
         if (len(text) > _FAST_FROM or self.name in ("byte", "char")) and self._fast is not None:
             return self._fast([text])[0]
         utf8(text)
-        return np.array(self.backend.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+        with _refusing(CANNOT_ENCODE):
+            return np.array(self.backend.encode(text, add_special_tokens=False).ids, dtype=np.int64)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`: special tokens are skipped, bytes that are no UTF-8 become U+FFFD."""
         pieces = self._pieces
         if pieces is None:
-            return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
+            with _refusing("the tokenizer cannot decode its tokens; mend the decoder in tokenizer.json"):
+                return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
         return b"".join([pieces[i] for i in ids]).decode("utf-8", errors="replace")
 
     def stream(self) -> StreamDecoder:
@@ -162,7 +169,8 @@ class Tokenizer:
             "clean_up_tokenization_spaces": False,
         }
         (folder / "tokenizer_config.json").write_text(
-            json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
+            json.dumps(config, indent=2) + "\n",
+            encoding="utf-8",  # in ASCII, as a stranger's may hold half a surrogate pair
         )
 
     @classmethod
@@ -175,22 +183,48 @@ class Tokenizer:
         folder = path if path.is_dir() else path.parent
         file = path / "tokenizer.json" if path.is_dir() else path
         if file.is_file():
-            try:
+            with _refusing(f"{file}: not a tokenizer.json of the tokenizers library"):
                 backend = tokenizers.Tokenizer.from_file(str(file))
-            except Exception as error:  # the library raises plain Exception
-                raise UserError(f"{file}: not a tokenizer.json of the tokenizers library ({error})") from None
         elif path.is_dir():
             backend = build_released(path)
         else:
             raise UserError(f"{path}: no tokenizer.json there; give a folder that contains one, or the file itself")
+        _check_ids(folder, backend)
         token = _end_of_text(folder, backend)
-        tokenizer = cls(backend, token, _without_code(read_json(folder / "tokenizer_config.json"), token))
+        config = _without_code(read_json(folder / "tokenizer_config.json"), token)
+        with _refusing(f"{file}: not a tokenizer.json of the tokenizers library"):
+            tokenizer = cls(backend, token, config)
         if unknown := [index for index in tokenizer.prefix if index >= tokenizer.vocab_size]:
             raise UserError(
                 f"{file}: its post_processor puts id {unknown[0]} before texts, but there are only "
                 f"{tokenizer.vocab_size} tokens; mend the ids there"
             )
         return tokenizer
+
+
+@contextmanager
+def _refusing(message: str) -> Iterator[None]:
+    """Raises UserError where the tokenizers library cannot use a file or a text: it raises plain Exception, or its own
+    code panics, which is no Exception."""
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"{message} ({error})") from None
+
+
+def _check_ids(folder: Path, backend: tokenizers.Tokenizer) -> None:
+    """Raises UserError where there are no tokens, or one has an id for which no table has room: the library itself
+    lists every id below it that is not used."""
+    largest = max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
+    if not 0 <= largest < MOST_TOKENS:
+        held = f"the ids of its tokens go up to {largest:,}" if largest >= 0 else "it has no tokens"
+        raise UserError(
+            f"{folder}: {held}, and a tokenizer has 1 to {MOST_TOKENS:,} tokens, numbered from 0 on; mend its files"
+        )
 
 
 def _end_of_text(folder: Path, backend: tokenizers.Tokenizer) -> str:

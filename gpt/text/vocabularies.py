@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import tokenizers
@@ -22,6 +23,9 @@ from gpt.text.tokenizers import END_OF_TEXT, Tokenizer
 # What tiktoken's own "gpt2" reads, so one download serves both.
 GPT2_MERGES = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
 GPT2_MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+LONGEST_WORD = 1000
+_LONG_WORD = re.compile(rf"[^\W\d_]{{{LONGEST_WORD}}}|\s{{{LONGEST_WORD}}}|(?:[^\w\s]|_){{{LONGEST_WORD}}}")
+_LONG_BLANK = re.compile(rf"\s{{{LONGEST_WORD}}}")
 # English or code up to so many MB of text → tokens of a trained BPE.
 _LADDER_MB = ((0.125, 512), (2, 1024), (8, 2048), (32, 4096), (256, 8192), (2048, 16384), (math.inf, 32768))
 
@@ -57,7 +61,8 @@ def build_tokenizer(
     """The tokenizer that `config` asks for.
 
     char needs `characters`, the distinct characters of the corpus; bpe needs `texts`, which yields training text, and
-    `vocab_size` where the configuration leaves it open. Raises UserError where a released tokenizer is out of reach.
+    `vocab_size` where the configuration leaves it open; it trains no more than either says. Raises UserError where a
+    released tokenizer is out of reach.
     """
     if config.name == "huggingface":
         try:
@@ -74,7 +79,7 @@ def build_tokenizer(
         asked = config.vocab_size or vocab_size
         if texts is None or asked is None:
             raise ValueError("a BPE needs texts and vocab_size")
-        backend = train_bpe(texts(), asked)
+        backend = train_bpe(texts(), min(asked, vocab_size or asked))
         got = backend.get_vocab_size()
         if got < asked:
             report(f"The training text holds only {got:,} tokens, not the {asked:,} of tokenizer.vocab_size.")
@@ -105,12 +110,27 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1, initial_alphabet=sorted(BYTE_OF), show_progress=False, special_tokens=[]
     )
-    learner.train_from_iterator(texts, trainer)
+    learner.train_from_iterator((part for text in texts for part in with_short_words(text)), trainer)
     # The trainer lists a token again where a second pair makes it. Only the first pair can ever come up (encoders.py).
     merges: dict[str, tuple[str, str]] = {}
     for left, right in _merges(learner):
         merges.setdefault(left + right, (left, right))
     return byte_level(list(merges.values()), words)
+
+
+def with_short_words(text: str) -> Iterator[str]:
+    """`text`, cut inside words (runs of letters, of blanks, of signs) of more than `LONGEST_WORD` characters.
+
+    The trainer takes time by the square of a word's length: a million letters of DNA would take it an hour.
+    """
+    if max(map(len, text.split()), default=0) < LONGEST_WORD and not _LONG_BLANK.search(text):  # quick to see
+        yield text
+        return
+    start = 0
+    for word in _LONG_WORD.finditer(text):
+        yield text[start : word.end()]
+        start = word.end()
+    yield text[start:]
 
 
 def _merges(backend: tokenizers.Tokenizer) -> list[tuple[str, str]]:

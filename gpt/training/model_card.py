@@ -81,7 +81,7 @@ def train_command(config: Mapping[str, Any]) -> str:
     if config.get("init_from"):
         # The model gives the shape and its tokenizer; every changed option of the experiment is spelled out.
         own = [f"model.{name}" for name in to_dict(ModelConfig()) if name not in ("context_length", "dropout")]
-        if config["tokenizer"]["name"] == "huggingface":
+        if config.get("tokenizer", {}).get("name") == "huggingface":
             own += ["tokenizer", "tokenizer.path"]
         arguments = [(name, text) for name, text in arguments if name not in own]
         arguments.append(("experiment", "null"))
@@ -99,7 +99,7 @@ def changed_options(
             yield from changed_options(value, default, f"{name}.")
         elif prefix + name in ("data.files", "data.val_files"):
             yield from ((prefix + name, file) for file in value)  # repeated, as one name may hold a comma
-        elif value != default or (prefix[:-1] in SPELLED_OUT and values["name"] != defaults["name"]):
+        elif value != default or (prefix[:-1] in SPELLED_OUT and values.get("name") != defaults["name"]):
             text = written(value)
             if prefix + name in ESCAPED:
                 text = text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t")

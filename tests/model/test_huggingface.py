@@ -44,7 +44,10 @@ def test_the_file_is_named_where_a_key_is_refused(folder: Path) -> None:
     edit_config(folder, model_type="mamba")
     with pytest.raises(UserError) as error:
         load_model(folder)
-    assert str(error.value) == f"{folder}/config.json: model_type='mamba' is not one of gpt2, llama, qwen3"
+    assert (
+        str(error.value)
+        == f"{folder}/config.json: model_type='mamba' is not one of gpt2, llama, qwen3; use a model of these"
+    )
     edit_config(folder, model_type=["llama"])
     with pytest.raises(UserError, match="is not one of gpt2, llama, qwen3"):
         load_model(folder)

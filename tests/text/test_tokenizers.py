@@ -21,7 +21,14 @@ from gpt.options import UserError
 from gpt.text import encoders
 from gpt.text.encoders import _LINE_ENDS, _SPACE, TiktokenEncoder, fast_encoder
 from gpt.text.tokenizers import END_OF_TEXT, Tokenizer
-from gpt.text.vocabularies import build_tokenizer, byte_level, default_vocab_size, train_bpe
+from gpt.text.vocabularies import (
+    LONGEST_WORD,
+    build_tokenizer,
+    byte_level,
+    default_vocab_size,
+    train_bpe,
+    with_short_words,
+)
 
 Build = Callable[[str], Tokenizer]
 KINDS = ("byte", "char", "bpe", "gpt2")
@@ -331,3 +338,19 @@ def test_the_narrow_type_holds_every_id(build: Build, name: str) -> None:
     assert ids.dtype == np.uint16
     large = tokenizers.Tokenizer(models.WordLevel({f"w{i}": i for i in range(70_000)} | {"</s>": 70_000}))
     assert Tokenizer(large, "</s>").dtype == np.uint32
+
+
+@pytest.mark.parametrize("letter", ["a", "葉", " ", "\n", "-", "_", "é"])
+def test_a_word_without_end_is_cut_for_training(letter: str) -> None:
+    text = f"leaf {letter * 5432} root, leaf"
+    parts = list(with_short_words(text))
+    assert "".join(parts) == text
+    assert max(len(run) for part in parts for run in re.findall(f"{letter}+", part)) <= LONGEST_WORD
+    assert len(parts) == 6
+    plain = "leaf 葉葉 root's\n" * 500
+    assert list(with_short_words(plain)) == [plain]
+
+
+def test_digits_need_no_cut() -> None:
+    text = "7" * 5000  # the expression takes three at a time
+    assert list(with_short_words(text)) == [text]
