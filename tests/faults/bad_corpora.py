@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from gpt.text.shards import SUMS
 from tests.faults.bad_inputs import USUAL, Case, bad
 from tests.faults.lab import TEXT, attempt
 from tests.faults.spoil import Spoil, cut, edit, inside, write
@@ -17,7 +18,9 @@ def prepared(spoil: Callable[[str], Spoil]) -> Spoil:
         made = attempt("prepare", USUAL["prepare"], folder)
         if made.status != 0:
             raise RuntimeError(made.said)
-        spoil(str(Path(made.out.strip()).relative_to(folder.resolve())))(folder)
+        place = Path(made.out.strip()).relative_to(folder.resolve())
+        (folder / place / SUMS).unlink()  # as whoever spoils it on purpose would do
+        spoil(str(place))(folder)
 
     return all_of_it
 
