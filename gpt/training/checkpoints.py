@@ -88,6 +88,9 @@ class CheckpointFolder:
             if why is None:
                 return found
             found.append(self.set_aside(folder, why))
+        best = self.path / "best"
+        if best.is_symlink() and not best.exists():
+            best.unlink()  # it leads to what has just been renamed
         if lost := sorted(path.name for path in self.path.glob(f"{DAMAGED_PREFIX}*")):
             raise UserError(
                 "\n".join([*found, f"{self.path} has no other checkpoint to continue from ({', '.join(lost)}); "])
@@ -229,6 +232,10 @@ def check_state(state: TrainerState) -> None:
             raise ValueError(f"{name} is {getattr(state, name)!r:.80}")
     if len({value is None for value in (state.best_loss, state.best_bits_per_byte, state.best_step)}) > 1:
         raise ValueError("of best_loss, best_bits_per_byte and best_step only some are there")
+    if not all(isinstance(part, list) and [type(number) for number in part] == [int, int] for part in state.skipped):
+        raise ValueError(f"skipped is {state.skipped!r:.80}")
+    if not isinstance(state.identity.get("init_from", ""), str):
+        raise ValueError(f"identity.init_from is {state.identity['init_from']!r:.80}")
     if state.base and not is_base(state.base):
         raise ValueError(f"base is {state.base!r:.80}")
     if not is_shaped(state.config, defaults(RunConfig)):

@@ -189,12 +189,14 @@ class Optimizers:
         }
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore what `state_tensors` returned, into the same shapes."""
+        """Restore what `state_tensors` returned. Raises KeyError or ValueError where it is of other parameters."""
         by_name = {name: param for param, name in self.names.items()}
         owner = {p: o for o, _ in self.peaks for group in o.param_groups for p in group["params"]}
         for path, value in tensors.items():
             name, key = path.rsplit("/", 1)
             param = by_name[name]
+            if value.dim() and value.shape != param.shape:
+                raise ValueError(f"{path} has shape {list(value.shape)}, not {list(param.shape)}")
             owner[param].state[param][key] = value.to(param.device)
 
 

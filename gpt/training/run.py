@@ -16,6 +16,7 @@ from gpt.model.hardware import choose_hardware
 from gpt.model.huggingface import CONFIG_FILE
 from gpt.options import UserError, ran_out_of_memory, to_yaml
 from gpt.text.batches import TrainingData, counted_tokens, training_data
+from gpt.text.files import check_writable_folder
 from gpt.text.shards import Corpus, prepare
 from gpt.training.batch_size import Trainers
 from gpt.training.checkpoints import CheckpointFolder, flush_folder
@@ -204,6 +205,13 @@ def complete(trainer: Trainer) -> str:
 def check_run_dir(config: RunConfig, run_dir: Path) -> None:
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"run_dir={run_dir} is a file; choose another run_dir")
+    nearest = next(folder for folder in (run_dir, *run_dir.parents) if folder.exists())
+    try:
+        check_writable_folder(nearest, run_dir.name)
+    except OSError as error:  # now, not after a corpus has been prepared for it
+        raise UserError(
+            f"run_dir={run_dir}: nothing can be written to {nearest} ({error.strerror}); choose another run_dir"
+        ) from None
     if (run_dir / CONFIG_FILE).is_file():
         raise UserError(f"run_dir={run_dir} is a model folder, and would no longer mean that model; choose another")
     if config.resume == "never" and CheckpointFolder(run_dir).latest():

@@ -24,7 +24,7 @@ from gpt.inference.sampling import NotFinite, Sampling
 from gpt.model.adapters import load_adapters, save_adapters
 from gpt.model.hardware import Hardware, muon_dtype
 from gpt.model.huggingface import load_weights, save_model
-from gpt.options import to_dict
+from gpt.options import UserError, to_dict
 from gpt.text.batches import training_data
 from gpt.text.shards import Corpus
 from gpt.text.streams import PairStream
@@ -277,10 +277,13 @@ class Trainer:
         state = read_state(folder)
         self.load(folder)
         optimizer, random = read_tensors(folder)
-        self.optimizers.load_state_tensors(optimizer)
-        restore_random_states(random, self.hardware.device)
-        if state.scaler:  # empty where the run had another precision
-            self.scaler.load_state_dict(state.scaler)
+        try:
+            self.optimizers.load_state_tensors(optimizer)
+            restore_random_states(random, self.hardware.device)
+            if state.scaler:  # empty where the run had another precision
+                self.scaler.load_state_dict(state.scaler)
+        except (KeyError, ValueError, RuntimeError, TypeError) as error:  # written by another hand than ours
+            raise UserError(f"{folder} does not fit its run ({error!r}); choose another run_dir") from None
         self.changes = changes(state.config, self.state.config)
         state.config = self.state.config
         self.state = state

@@ -95,6 +95,8 @@ def why_not(error: Exception) -> str:
 def remedy(error: Exception, mode: str) -> str:
     if isinstance(error, ImportError):
         return "install it again (pip install --force-reinstall wandb), or use wandb.mode=disabled"
+    if "project" in str(error):
+        return "choose another wandb.project, or use wandb.mode=disabled"
     if mode == "online":
         return "use wandb.mode=offline, and `wandb sync` later; or `wandb login`, where it knows nobody here"
     return "use wandb.mode=disabled"

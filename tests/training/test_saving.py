@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from gpt.model.adapters import open_model
-from gpt.model.checksums import SUMS, checked_weights, damage
+from gpt.model.checksums import SUMS, checked_weights, damage, write_sums
 from gpt.options import UserError
 from gpt.training import trainer as trainer_module
 from gpt.training.checkpoints import publish
@@ -101,6 +102,27 @@ def test_checkpoints_of_the_format_before_checksums_are_taken(make_config: MakeC
     state.write_text(state.read_text().replace('"format": 2', '"format": 1'))
     assert train(make_config()) == 0
     assert not list((tmp_path / "run/checkpoints").glob("damaged-*"))
+
+
+@pytest.mark.parametrize(
+    ("file", "tensors"),
+    [
+        ("random", {"cpu": torch.zeros(3, dtype=torch.uint8)}),
+        ("random", {"gpu": torch.zeros(3)}),
+        ("optimizer", {"norm.weight": torch.zeros(3)}),
+        ("optimizer", {"norm.weight/exp_avg": torch.zeros(3)}),
+        ("optimizer", {"norm.bias/exp_avg": torch.zeros(32)}),
+    ],
+)
+def test_a_trainer_of_another_hand_is_refused(
+    file: str, tensors: dict[str, torch.Tensor], make_config: MakeConfig, tmp_path: Path
+) -> None:
+    train(make_config(train={"max_steps": 4}))
+    folder = tmp_path / "run/checkpoints/step-00000004"
+    save_file(tensors, folder / f"trainer/{file}.safetensors")
+    write_sums(folder)
+    with pytest.raises(UserError, match=r"step-00000004 does not fit its run \(.*; choose another run_dir"):
+        train(make_config())
 
 
 def test_sha256sum_agrees(make_config: MakeConfig, tmp_path: Path) -> None:
