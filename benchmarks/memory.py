@@ -53,7 +53,7 @@ def measure(name: str, text: Path, steps: int) -> dict[str, Any]:
         trainer = Trainer(config, prepare(config.data, config.tokenizer), hardware, Path(config.run_dir))
         trainer.run_dir.mkdir()
         predicted = predict_memory(trainer)
-        train_locked(lambda: trainer, None)
+        train_locked(lambda: trainer, trainer.run_dir, None)
     return vars(predicted) | {"predicted": predicted.peak, "measured": peak_bytes()}
 
 

@@ -45,9 +45,15 @@ def checked_weights(folder: Path) -> Iterator[None]:
         looking = pool.submit(damage, folder, is_weights)
         try:
             yield
-        finally:
-            if found := looking.result():  # which says more than what else went wrong because of it
-                raise UserError(
-                    f"{folder} is damaged: {found}; use another checkpoint of its run, copy it again, or, if the file "
-                    f"was changed on purpose, delete {folder / SUMS}"
-                ) from None
+        except Exception:
+            refuse(folder, looking.result())  # which says more than what went wrong because of it
+            raise
+        refuse(folder, looking.result())
+
+
+def refuse(folder: Path, found: str | None) -> None:
+    if found:
+        raise UserError(
+            f"{folder} is damaged: {found}; use another checkpoint of its run, copy it again, or, if the file was "
+            f"changed on purpose, put its new sha256sum into {folder / SUMS}"
+        ) from None

@@ -6,6 +6,7 @@ authenticate: whoever can change a folder can change its checksums.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -27,25 +28,32 @@ def damage(folder: Path, name: str, concerns: Callable[[str], bool] = lambda fil
     """What is wrong with a folder by the checksums in its file `name`, in words; None where nothing is.
 
     `concerns` says which files are looked at. Only files that lie in the folder are opened, whatever names a stranger
-    may have written.
+    may have written. Raises OSError where the machine cannot look, which says nothing of the folder.
     """
     try:
         sums = read_sums(folder, name)
-        present = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-        for file in filter(concerns, sums):
-            if file not in present:
-                return f"{file}, of {name}, is missing"
+    except ValueError as error:
+        return str(error)
+    present = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    for file in filter(concerns, sums):
+        if file not in present:
+            return f"{file}, of {name}, is missing"
+        try:
             if digest(present[file]) != sums[file]:
                 return f"{file} does not have the checksum in {name}"
-    except (OSError, ValueError) as error:
-        return f"it cannot be checked ({error})"
+        except FileNotFoundError:
+            return f"{file}, of {name}, is missing"
+        except OSError as error:
+            if error.errno != errno.EIO:  # which is how a bad disk answers
+                raise
+            return f"{file} cannot be read ({error.strerror})"
     return None
 
 
 def read_sums(folder: Path, name: str) -> dict[str, str]:
     """The checksum of each file that has one. Raises OSError where they cannot be read, ValueError where not parsed."""
     sums = {}
-    for line in (folder / name).read_text(encoding="utf-8").splitlines():
+    for line in (folder / name).read_text(encoding="utf-8", errors="replace").splitlines():
         value, gap, file = line.partition("  ")
         if not gap or len(value) != 64:
             raise ValueError(f"{name} is damaged")

@@ -6,7 +6,6 @@
         train-pairs.bin    of data=pairs: where each pair is (`streams.py` has the formats)
         val-00000.bin …
         tokenizer.json …   the tokenizer
-        SHA256SUMS         checksums
         SHA256SUMS         checksums of all these, by which damage is noticed when the folder is opened
 
 The hash is of everything that decides the result: options, and each file's path, size and time of change. The folder is

@@ -69,8 +69,8 @@ class Trainers:
 
     def finish(self) -> None:
         """Let the checkpoint be completed that is being written, before another process may have the run."""
-        if self.current is not None:
-            self.current.writer.finish()
+        if self.current is not None and (error := self.current.writer.finish()):
+            self.say(f"The checkpoint of step {self.current.state.step:,} or before could not be written: {error}")
 
     def make_plain(self) -> Trainer:
         return Trainer(self.config, self.corpus, self.hardware, self.run_dir)

@@ -60,6 +60,11 @@ class TrainerState:
     identity: dict[str, Any] = field(default_factory=dict)  # what may not change: model, tokenizer, corpus, seed …
     config: dict[str, Any] = field(default_factory=dict)  # the resolved configuration
 
+    @property
+    def sequences_trained(self) -> int:
+        """Those before the cursor that were not left out by a rollback."""
+        return self.sequences - sum(count for first, count in self.skipped if first < self.sequences)
+
 
 class CheckpointFolder:
     """The checkpoints of one run."""
@@ -75,6 +80,9 @@ class CheckpointFolder:
     def at(self, step: int) -> Path:
         return self.path / f"{STEP_PREFIX}{step:08d}"
 
+    def step_of(self, folder: Path) -> int:
+        return int(folder.name.removeprefix(STEP_PREFIX))
+
     def latest(self) -> Path | None:
         steps = self.steps()
         return self.at(steps[-1]) if steps else None
@@ -86,17 +94,22 @@ class CheckpointFolder:
         while folder := self.latest():
             why = what_is_wrong(folder)
             if why is None:
+                if self.best_leads_nowhere():
+                    self.point_best(self.step_of(folder))
                 return found
             found.append(self.set_aside(folder, why))
-        best = self.path / "best"
-        if best.is_symlink() and not best.exists():
-            best.unlink()  # it leads to what has just been renamed
+        if self.best_leads_nowhere():
+            (self.path / "best").unlink()
         if lost := sorted(path.name for path in self.path.glob(f"{DAMAGED_PREFIX}*")):
             raise UserError(
                 "\n".join([*found, f"{self.path} has no other checkpoint to continue from ({', '.join(lost)}); "])
                 + "put a copy of one back under its old name, or start anew in another run_dir"
             )
         return found
+
+    def best_leads_nowhere(self) -> bool:
+        """As after what it led to was renamed."""
+        return (self.path / "best").is_symlink() and not (self.path / "best").exists()
 
     def set_aside(self, folder: Path, why: str) -> str:
         """Rename a damaged checkpoint, which its owner may still want to look at; what is said of it."""

@@ -63,7 +63,7 @@ def diagnose(trainer: Trainer, start: StepStart) -> Diagnosis:
     assert batches.micro_batches
     trainer.optimizers.zero_grad()
     for number, (inputs, targets) in enumerate(batches.micro_batches):  # noqa: B007
-        loss, place = watched_loss(trainer, inputs, targets, scale)
+        loss, place = watched_loss(trainer, inputs, targets, scale / batches.n_tokens)
         if place:
             break
     rows = bad_rows(trainer, inputs, targets)
@@ -77,25 +77,29 @@ def write_report(diagnosis: Diagnosis, run_dir: Path) -> Path:
     """Append a diagnosis to the run's report."""
     path = run_dir / REPORT
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(diagnosis), ensure_ascii=False) + "\n")
+        values = asdict(diagnosis) | {"loss": f"{diagnosis.loss:g}"}  # nan is no number in JSON
+        file.write(json.dumps(values, ensure_ascii=False) + "\n")
     return path
 
 
 def watched_loss(trainer: Trainer, inputs: Tensor, targets: Tensor, scale: float) -> tuple[float, str]:
-    """The mean loss of a micro-batch, forward and backward, and the first place that is not finite; "" for none."""
+    """The mean loss of a micro-batch, and the first place that is not finite, forward and backward; "" for none.
+
+    `scale`: of the summed loss, in backward.
+    """
     device, model = trainer.hardware.device, trainer.model
     inputs, targets = inputs.to(device), targets.to(device)
     with watching(model) as found:
         with trainer.hardware.autocast():
-            mean = model.summed_loss(model.hidden(inputs), targets) / int((targets != IGNORE).sum())
-        if not found and not mean.isfinite():
+            loss = model.summed_loss(model.hidden(inputs), targets)
+        if not found and not loss.isfinite():
             found.append("the loss that the head gives")
         if not found:
-            (mean * scale).backward()
+            (loss * scale).backward()
     for name, parameter in model.named_parameters():
         if not found and parameter.grad is not None and not all_finite(parameter.grad):
             found.append(f"the gradient of {name}")
-    return mean.item(), found[0] if found else ""
+    return loss.item() / int((targets != IGNORE).sum()), found[0] if found else ""
 
 
 @contextmanager

@@ -20,12 +20,13 @@ class StepStart:
 class Diverged(Exception):
     """The loss, the gradient or a weight is no longer a finite number. Checkpoints hold only what came before.
 
-    `start` is that of the step that made it so; the weights are still those that it began with where `untouched`.
+    `start` is that of the step whose batch made it so; the weights are still those that it began with. It is None where
+    no one batch is to blame.
     """
 
-    def __init__(self, message: str, start: StepStart | None, untouched: bool = False) -> None:
+    def __init__(self, message: str, start: StepStart | None = None) -> None:
         super().__init__(message)
-        self.start, self.untouched = start, untouched
+        self.start = start
 
 
 class FiniteWatch:
@@ -40,10 +41,8 @@ class FiniteWatch:
         self.finite = torch.ones((), dtype=torch.bool, device=device)
         self.finite_steps = torch.zeros((), dtype=torch.int64, device=device)  # of `unchecked`
         self.unchecked: list[StepStart] = []  # steps since the host last looked
-        self.last: StepStart | None = None
 
     def begin(self, start: StepStart) -> None:
-        self.last = start
         self.unchecked = [*self.unchecked, start]
 
     def note(self, *numbers: Tensor) -> None:
@@ -65,6 +64,6 @@ class FiniteWatch:
         if not self.finite.item():
             start = self.unchecked[int(self.finite_steps)]
             message = f"step {start.step + 1}: the loss or its gradient is not finite"
-            raise Diverged(message, start, untouched=True)
+            raise Diverged(message, start)
         self.unchecked = []
         self.finite_steps.zero_()

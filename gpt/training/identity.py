@@ -45,6 +45,14 @@ def with_resolved_model(identity: dict[str, Any]) -> dict[str, Any]:
     return identity | start | {f"model.{name}": value for name, value in resolved(from_dict(ModelConfig, own)).items()}
 
 
+def completed(saved: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    """Options of an earlier version, with the defaults of those that it did not have."""
+    groups = {
+        name: completed(saved.get(name) or {}, value) for name, value in default.items() if isinstance(value, dict)
+    }
+    return default | saved | groups
+
+
 # Where a tokenizer lies is no change: its own fingerprint tells, and that of a base moves into the run.
 UNTOLD = {"tokenizer.": {"path"}}
 

@@ -40,7 +40,11 @@ def explain(error: BaseException, trainer: Trainer) -> str:
             raise
         figures, way = "", ""  # there was none left to look for one
     kept = f"The last checkpoint, {latest}, is intact" if latest else "There is no checkpoint yet"
-    goes_on = f": the same command with these options {'continues' if latest else 'starts again'}" if way else ""
+    goes_on = (
+        f": the same command with these options in place of its own {'continues' if latest else 'starts again'}"
+        if way
+        else ""
+    )
     return (
         f"Out of memory after step {trainer.state.step:,}{at_most}{figures}. "
         f"{way or 'Only ' + smaller(trainer)}. {kept}{goes_on}."

@@ -120,7 +120,7 @@ class Reporter:
         self.drawn, self.undrawn = time.perf_counter(), False
 
     def record(self, step: int, values: dict[str, float]) -> None:
-        tokens = round(self.state.sequences * self.tokens_per_sequence)
+        tokens = round(self.state.sequences_trained * self.tokens_per_sequence)
         line = {"step": step, "elapsed_seconds": self.elapsed_seconds, "tokens": tokens}
         written = self.metrics.write(line | values)
         for curve in self.curves or ():

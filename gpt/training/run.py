@@ -20,13 +20,13 @@ from gpt.text.files import check_writable_folder
 from gpt.text.shards import Corpus, prepare
 from gpt.training.batch_size import Trainers
 from gpt.training.checkpoints import CheckpointFolder, flush_folder
-from gpt.training.diagnosis import diagnose, write_report
 from gpt.training.finite import Diverged
 from gpt.training.initial import check_initial
 from gpt.training.interrupts import Interrupts
 from gpt.training.memory import Memory, predict_memory, predictable
 from gpt.training.out_of_memory import explain, explain_building
 from gpt.training.report import Reporter
+from gpt.training.rollback import left_out, verdict, why
 from gpt.training.summary import print_start, print_summary
 from gpt.training.trainer import Trainer
 
@@ -58,9 +58,7 @@ def train(config: RunConfig, stop_at: int | None = None) -> int:
     try:
         with FileLock(run_dir / ".lock", timeout=0):
             try:
-                for line in CheckpointFolder(run_dir).set_damaged_aside():
-                    say(line)
-                return train_locked(trainers.make, stop_at)
+                return train_locked(trainers.make, run_dir, stop_at)
             finally:
                 trainers.finish()
     except Timeout:
@@ -78,12 +76,20 @@ def train(config: RunConfig, stop_at: int | None = None) -> int:
         return 1
 
 
-def train_locked(make_trainer: Callable[[], Trainer], stop_at: int | None) -> int:
-    """A session of a run; of one that may roll back, as many as it takes."""
+def restored(make_trainer: Callable[[], Trainer], run_dir: Path) -> tuple[Trainer, bool]:
+    """A trainer where the newest checkpoint that is whole leaves off, and whether there was one; damage is told."""
+    for line in CheckpointFolder(run_dir).set_damaged_aside():
+        say(line)
     trainer = make_trainer()
-    state_before = trainer.restore()
+    found = trainer.restore()
     for line in trainer.damage:
         say(line)
+    return trainer, found
+
+
+def train_locked(make_trainer: Callable[[], Trainer], run_dir: Path, stop_at: int | None) -> int:
+    """A session of a run; of one that rolls back, as many as it takes."""
+    trainer, state_before = restored(make_trainer, run_dir)
     if trainer.done:
         say(f"{trainer.run_dir} is complete: {complete(trainer)}")
         print_summary(trainer, [])
@@ -101,16 +107,18 @@ def train_locked(make_trainer: Callable[[], Trainer], stop_at: int | None) -> in
             diverged = fit(trainer, interrupts, memory, rolled_back)
             if diverged is None:
                 break
-            say_diverged(trainer, diverged)
-            if not may_roll_back(trainer, diverged):
+            say(why(trainer, diverged))
+            trainer.writer.wait()  # what it is writing is a checkpoint to go back to
+            rolled_back, said = verdict(trainer, diverged)
+            say(said)
+            if not rolled_back:
                 return 1
             # As another process would: nothing that has been computed since the checkpoint is left.
-            rollbacks, skipped = trainer.state.rollbacks + 1, [*trainer.state.skipped, skipped_by(trainer, diverged)]
-            rolled_back = True
+            state, skipped = trainer.state, [*trainer.state.skipped, left_out(trainer, diverged)]
             del trainer, diverged
-            trainer = make_trainer()
-            trainer.restore()
-            trainer.state.rollbacks, trainer.state.skipped = rollbacks, skipped
+            trainer, _ = restored(make_trainer, run_dir)
+            trainer.state.rollbacks, trainer.state.skipped = state.rollbacks + 1, skipped
+            trainer.state.wandb_id = state.wandb_id
     if not trainer.done:
         say(f"Stopped after step {trainer.state.step:,} and saved. The same command continues.")
         return interrupts.exit_status
@@ -129,45 +137,11 @@ def fit(trainer: Trainer, interrupts: Interrupts, memory: Memory | None, rolled_
     try:
         trainer.fit(reporter, interrupts)
     except Diverged as error:
-        trainer.writer.wait()  # what it is writing is a checkpoint to go back to
         return error
     finally:
         trainer.feed.close()
         reporter.close()
     return None
-
-
-def say_diverged(trainer: Trainer, error: Diverged) -> None:
-    """What is not finite, and as far as can be found out, why."""
-    say(f"{error}.")
-    if error.start is not None and error.untouched:
-        found = diagnose(trainer, error.start)
-        say(found.sentence(write_report(found, trainer.run_dir)))
-
-
-def may_roll_back(trainer: Trainer, error: Diverged) -> bool:
-    """Whether the run goes on from its last checkpoint; says so, or why not and what helps."""
-    train, latest = trainer.config.train, trainer.checkpoints.latest()
-    kept = f"The last checkpoint, {latest}, is intact. " if latest else "There is no checkpoint yet. "
-    if train.on_nonfinite == "stop":
-        say(f"{kept}Try a lower optimizer.lr, a positive train.grad_clip, or train.on_nonfinite=rollback.")
-        return False
-    if error.start is None or trainer.state.rollbacks >= train.max_rollbacks:
-        why = f"after {trainer.state.rollbacks} rollbacks (train.max_rollbacks)" if error.start else "before any step"
-        say(f"{kept}It is not finite again {why}: try a lower optimizer.lr.")
-        return False
-    first, count = skipped_by(trainer, error)
-    say(
-        f"Rollback {trainer.state.rollbacks + 1} of at most {train.max_rollbacks}: continuing from "
-        f"{latest or 'the start'} without the sequences {first} to {first + count - 1}."
-    )
-    return True
-
-
-def skipped_by(trainer: Trainer, error: Diverged) -> list[int]:
-    """The batch that a rollback leaves out: its first sequence, and how many."""
-    assert error.start is not None
-    return [error.start.first_sequence, trainer.global_batch]
 
 
 def with_max_epochs(config: RunConfig, corpus: Corpus) -> RunConfig:

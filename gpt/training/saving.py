@@ -8,6 +8,8 @@ goes wrong in the thread stops the run, at its next step.
 from __future__ import annotations
 
 import copy
+import os
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,7 +32,7 @@ class Snapshot:
 
 
 def copied(state: TrainerState, model: Decoder, optimizer: Mapping[str, Tensor], random: dict[str, Tensor]) -> Snapshot:
-    """A snapshot on the CPU that shares nothing that training changes; frozen weights of a CPU are shared."""
+    """A snapshot on the CPU that shares nothing that training changes. Frozen weights are shared, where they are."""
     return Snapshot(
         copy.deepcopy(state),
         copied_model(model),
@@ -42,8 +44,9 @@ def copied(state: TrainerState, model: Decoder, optimizer: Mapping[str, Tensor],
 def copied_model(model: Decoder) -> Decoder:
     stand_ins: dict[int, object] = {id(buffer): buffer for buffer in model.buffers()}
     for parameter in model.parameters():
-        data = parameter.detach().to("cpu", copy=parameter.requires_grad)
-        stand_ins[id(parameter)] = nn.Parameter(data, parameter.requires_grad)
+        data = parameter.detach()
+        copied = data.to("cpu", copy=True) if parameter.requires_grad else data
+        stand_ins[id(parameter)] = nn.Parameter(copied, parameter.requires_grad)
     return copy.deepcopy(model, stand_ins)
 
 
@@ -63,7 +66,11 @@ class Writer:
             job()
             return
         self.idle.clear()
-        threading.Thread(target=self.guarded, args=(job,), name="checkpoint writer").start()
+        try:
+            threading.Thread(target=self.guarded, args=(job,), name="checkpoint writer").start()
+        except BaseException:  # for want of memory, say
+            self.idle.set()
+            raise
 
     def guarded(self, job: Callable[[], None]) -> None:
         try:
@@ -84,17 +91,21 @@ class Writer:
         self.idle.wait()
         self.check()
 
-    def finish(self) -> None:
-        """Wait for the job that is running, whatever Ctrl-C may come, which is raised then: no other process may have
-        the folder before."""
-        interrupt = None
+    def finish(self) -> BaseException | None:
+        """Wait for the job that is running, through a Ctrl-C, since no other process may have the folder before; what
+        went wrong in it, if nobody was told. A second Ctrl-C ends the process at once."""
+        interrupt = sys.exc_info()[1]
         while not self.idle.is_set():
             try:
+                if isinstance(interrupt, KeyboardInterrupt):
+                    print("Completing the checkpoint that is being written; Ctrl-C again leaves it.", file=sys.stderr)
                 self.idle.wait()
-            except KeyboardInterrupt as error:
-                interrupt = error
-        if interrupt:
-            raise interrupt
+            except KeyboardInterrupt as another:
+                if isinstance(interrupt, KeyboardInterrupt):
+                    os._exit(130)  # no thread outlives that, so the lock is free and nothing is written any more
+                interrupt = another
+        error, self.error = self.error, None
+        return error
 
 
 @torch.no_grad()

@@ -10,24 +10,20 @@ from __future__ import annotations
 
 import math
 import os
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gpt.config import RunConfig
-from gpt.config.sampling import DEFAULT_TEMPERATURE
-from gpt.inference.decode import Sample, generate
-from gpt.inference.sampling import NotFinite, Sampling
+from gpt.inference.decode import Sample
+from gpt.inference.sampling import NotFinite
 from gpt.model.adapters import load_adapters, save_adapters
 from gpt.model.hardware import Hardware, muon_dtype
 from gpt.model.huggingface import load_weights, save_model
-from gpt.options import UserError, to_dict
+from gpt.options import UserError, defaults, ran_out_of_memory, to_dict
 from gpt.text.batches import training_data
 from gpt.text.shards import Corpus
-from gpt.text.streams import PairStream
 from gpt.training.base import hub_model, keep_base
 from gpt.training.checkpoints import (
     CheckpointFolder,
@@ -40,12 +36,13 @@ from gpt.training.checkpoints import (
 from gpt.training.evaluation import Evaluation, evaluate
 from gpt.training.feed import Feed
 from gpt.training.finite import Diverged, FiniteWatch, StepStart
-from gpt.training.identity import changes, identity, refuse_differences
+from gpt.training.identity import changes, completed, identity, refuse_differences
 from gpt.training.initial import build_model
 from gpt.training.interrupts import Interrupts
 from gpt.training.optimizers import Optimizers, clip_divisor, gradient_norm
 from gpt.training.process import random_states, resident_memory, restore_random_states
 from gpt.training.report import Reporter
+from gpt.training.samples import write_samples
 from gpt.training.saving import Snapshot, Writer, copied, first_not_finite
 from gpt.training.schedules import lr_scale
 
@@ -89,7 +86,7 @@ class Trainer:
         Raises `Diverged` as soon as a number that is not finite is seen, and what went wrong with writing a checkpoint.
         """
         train = self.config.train
-        if self.config.init_from and self.state.best_step is None:
+        if self.config.init_from and not self.state.base:
             self.evaluate_base(reporter)
         while not self.done:
             self.writer.check()
@@ -145,7 +142,8 @@ class Trainer:
             self.scaler.unscale_(optimizer)
         norm = gradient_norm(self.model)
         scale = lr_scale(self.config.schedule, self.state.step, train.max_steps)
-        overflow = self.scaler.is_enabled() and not norm.isfinite()  # of scaled fp16 gradients, now and then
+        # Scaled fp16 gradients overflow now and then; at a scale below 1 they would have without it.
+        overflow = self.scaler.is_enabled() and not norm.isfinite() and self.scaler.get_scale() >= 1
         self.watch.note(loss, *([] if overflow else [norm]))
         if not overflow:  # else no optimizer may see them; the scaler lowers its scale
             self.optimizers.step(scale, clip_divisor(norm, train.grad_clip), self.watch.keep_still)
@@ -161,7 +159,10 @@ class Trainer:
         return self.config.train.global_batch
 
     def next_sequence(self) -> int:
-        """Where the next step begins: at the cursor, or behind what is skipped there."""
+        """Where the next step begins: at the cursor, or behind what is skipped there.
+
+        Of a run that has changed its global batch since a rollback, some before the skipped ones may be left out too.
+        """
         first = self.state.sequences
         for begin, count in sorted(self.state.skipped):
             if begin < first + self.global_batch and first < begin + count:
@@ -170,11 +171,12 @@ class Trainer:
 
     def evaluate(self) -> tuple[Evaluation, bool]:
         """Evaluate on the validation split; the result, and whether it is the best so far."""
+        self.watch.check()
         train, state = self.config.train, self.state
         size = train.eval_batch_size or train.micro_batch
         result = evaluate(self.model, self.corpus.val, self.corpus.tokenizer, self.hardware, size, train.eval_tokens)
         if not math.isfinite(result.loss):
-            raise Diverged(f"step {state.step}: the validation loss is {result.loss}", self.watch.last)
+            raise Diverged(f"step {state.step}: the validation loss is {result.loss}")
         if state.best_loss is not None and result.loss >= state.best_loss:
             state.bad_evaluations += 1
             return result, False
@@ -199,26 +201,8 @@ class Trainer:
         reporter.end_step(0, restart_clock=True)
 
     def samples(self, count: int, first: int = 0) -> list[Sample]:
-        """What the model writes now: samples number `first` … of the seed; [] for `sample_tokens=0`.
-
-        The prompt is `train.sample_prompt`, or of pairs, where there is none, that of the first held-out ones.
-        """
-        train, tokenizer = self.config.train, self.corpus.tokenizer
-        if not train.sample_tokens:
-            return []
-        prompts: list[Any] = [train.sample_prompt] * count
-        if isinstance(self.corpus.val, PairStream) and not train.sample_prompt:
-            held_out = [ids for ids, _ in islice(self.corpus.val.pairs(), count)]
-            prompts = [held_out[i % len(held_out)] for i in range(count)]
-        jobs = [(prompt, first + number) for number, prompt in enumerate(prompts)]
-        try:
-            *_, made = generate(
-                self.model, tokenizer, jobs, Sampling(temperature=DEFAULT_TEMPERATURE),
-                max_new_tokens=train.sample_tokens, seed=self.config.seed,
-            )  # fmt: skip
-        finally:
-            self.model.train()
-        return made
+        """What the model writes now: samples number `first` … of the seed."""
+        return write_samples(self.model, self.corpus, self.config, count, first)
 
     def sampled(self, reporter: Reporter, count: int, first: int = 0) -> list[Sample]:
         """As `samples`, and where the model cannot write, a word about it: training may go on all the same."""
@@ -239,7 +223,8 @@ class Trainer:
         went wrong with the one before."""
         self.watch.check()
         if name := first_not_finite(self.model):
-            raise Diverged(f"step {self.state.step}: a weight is not finite, in {name}", self.watch.last)
+            raise Diverged(f"step {self.state.step}: a weight is not finite, in {name}")
+        self.writer.wait()  # before there is a second copy
         self.state.scaler = self.scaler.state_dict()
         make = copied if self.config.train.async_save else Snapshot
         random = random_states(self.hardware.device)
@@ -282,23 +267,27 @@ class Trainer:
             restore_random_states(random, self.hardware.device)
             if state.scaler:  # empty where the run had another precision
                 self.scaler.load_state_dict(state.scaler)
-        except (KeyError, ValueError, RuntimeError, TypeError) as error:  # written by another hand than ours
+        except (KeyError, ValueError, RuntimeError, TypeError) as error:
+            if ran_out_of_memory(error):
+                raise  # else it was written by another hand than ours
             raise UserError(f"{folder} does not fit its run ({error!r}); choose another run_dir") from None
-        self.changes = changes(state.config, self.state.config)
+        self.changes = changes(completed(state.config, defaults(RunConfig)), self.state.config)
         state.config = self.state.config
         self.state = state
-        if state.best_step not in (None, state.step):
-            self.check_best(self.checkpoints.at(state.best_step))
-        best = state.best_step
-        self.checkpoints.point_best(state.step if best is None else best)  # a kill may have come before pointing
+        best = self.checkpoints.at(state.step if state.best_step is None else state.best_step)
+        if best != folder and (why := self.why_not_best(best)):
+            best = folder
+            self.damage.append(why)
+            if not self.done:
+                self.damage.append("The best from now on is looked for anew.")
+                state.best_loss = state.best_step = state.best_bits_per_byte = None
+                state.bad_evaluations = 0
+        self.checkpoints.point_best(self.checkpoints.step_of(best))  # a kill may have come before pointing
         return True
 
-    def check_best(self, folder: Path) -> None:
-        """Forget the best checkpoint where it is damaged or gone."""
-        why = what_is_wrong(folder) if folder.is_dir() else None
-        if why is None and folder.is_dir():
-            return
-        said = self.checkpoints.set_aside(folder, why) if why else f"The best checkpoint, {folder}, is gone."
-        self.damage.append(f"{said} The best from now on is looked for anew.")
-        self.state.best_loss = self.state.best_step = self.state.best_bits_per_byte = None
-        self.state.bad_evaluations = 0
+    def why_not_best(self, folder: Path) -> str | None:
+        """What is said of the best checkpoint where it is gone, or damaged (and so renamed); None where it is whole."""
+        if not folder.is_dir():
+            return f"The best checkpoint, {folder}, is gone."
+        why = what_is_wrong(folder)
+        return why and self.checkpoints.set_aside(folder, why)

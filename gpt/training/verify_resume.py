@@ -139,12 +139,15 @@ def trained(config: RunConfig, run_dir: Path, stops: list[int], split: tuple[int
     for number, stop in enumerate(stops):
         if split and number:
             train = replace(train, batch_size=split[0], grad_accum_steps=split[1])
-        part = replace(config, run_dir=str(run_dir), resume="auto", train=train)
+        wandb = replace(config.wandb, mode="disabled")
+        part = replace(config, run_dir=str(run_dir), resume="auto", train=train, wandb=wandb)
         process = multiprocessing.get_context("spawn").Process(target=train_part, args=(part, stop))
         process.start()
         process.join()
         if process.exitcode:
             raise UserError(f"the run itself ended with status {process.exitcode} before step {stop}; see above")
+        if CheckpointFolder(run_dir).steps()[-1:] != [stop]:  # by train.max_epochs, or early
+            raise UserError(f"--steps {stops[-1]}: the run itself ends before step {stop}; give fewer --steps")
 
 
 def train_part(config: RunConfig, stop: int) -> None:
@@ -187,7 +190,7 @@ def in_metrics(one: Path, other: Path, margin: Margin) -> Iterator[str]:
 
 def in_states(one: Path, other: Path, margin: Margin) -> Iterator[str]:
     a, b = (json.loads((folder / TRAINER / STATE).read_text(encoding="utf-8")) for folder in (one, other))
-    for name in (a.keys() | b.keys()) - set(CLOCKED):
+    for name in sorted((a.keys() | b.keys()) - set(CLOCKED)):
         if a.get(name) != b.get(name) and not margin.loss_is_near(a.get(name), b.get(name)):
             yield f"{one.name}: {name} is {a.get(name)} and {b.get(name)}"
 

@@ -14,7 +14,8 @@ from gpt.inference.sampling import draw
 from gpt.model import transformer
 from gpt.model.hardware import Hardware
 from gpt.text.shards import prepare
-from gpt.training.finite import Diverged, FiniteWatch
+from gpt.training.evaluation import Evaluation
+from gpt.training.finite import Diverged, FiniteWatch, StepStart
 from gpt.training.run import train
 from gpt.training.trainer import Trainer
 
@@ -88,7 +89,9 @@ def test_rollback_goes_on_without_the_batch(
         assert train(other) == 0
     for link in ("step-00000009", "best"):
         assert files_of(tmp_path / "run/checkpoints" / link) == files_of(tmp_path / "without/checkpoints" / link)
-    assert metrics(tmp_path / "run") == metrics(tmp_path / "without")
+    lines, others = metrics(tmp_path / "run"), metrics(tmp_path / "without")
+    assert [line.pop("tokens") for line in lines] == [4 * 16 * line["step"] for line in lines]
+    assert lines == [{name: value for name, value in line.items() if name != "tokens"} for line in others]
     state = json.loads((tmp_path / "run/checkpoints/step-00000009/trainer/state.json").read_text())
     assert (state["rollbacks"], state["skipped"], state["sequences"]) == (1, [[16, 4]], 40)
 
@@ -117,7 +120,7 @@ def test_rollbacks_end(
     assert train(config) == 1
     said = capsys.readouterr().err
     assert said.count("Rollback ") == 2
-    assert "There is no checkpoint yet. It is not finite again after 2 rollbacks (train.max_rollbacks)" in said
+    assert "There is no checkpoint yet. This run has rolled back train.max_rollbacks=2 times" in said
     assert not (tmp_path / "run/checkpoints").exists()
 
 
@@ -174,13 +177,42 @@ def test_a_device_that_is_not_looked_at_keeps_its_weights(
     with pytest.raises(Diverged, match="step 4: the loss or its gradient is not finite") as caught:
         trainer.watch.check()
     assert caught.value.start is not None
-    assert (caught.value.start.step, caught.value.start.first_sequence, caught.value.untouched) == (3, 12, True)
+    assert (caught.value.start.step, caught.value.start.first_sequence) == (3, 12)
 
 
 def test_the_watch_forgets_what_was_looked_at() -> None:
     watch = FiniteWatch(torch.device("cpu"))
-    watch.check()
-    assert watch.keep_still is None
+    watch.looking = False
+    for step in range(6):
+        watch.begin(StepStart(step, 4 * step, {}))
+        watch.note(torch.tensor(math.nan if step == 4 else 1.0))
+        if step == 2:
+            watch.check()
+            assert not watch.unchecked
+    with pytest.raises(Diverged, match="step 5") as caught:
+        watch.check()
+    assert caught.value.start == StepStart(4, 16, {})
+
+
+def test_a_loss_on_held_out_text_that_is_not_finite_blames_no_batch(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("gpt.training.trainer.evaluate", lambda *_: Evaluation(math.nan, 100, 100))
+    assert train(make_config(train=SMALL | {"on_nonfinite": "rollback"})) == 1
+    said = capsys.readouterr().err
+    assert "step 3: the validation loss is nan" in said
+    assert "No batch is to blame that could be left out" in said
+
+
+def test_fp16_gradients_that_never_are_finite_end_the_run(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config()
+    trainer = Trainer(config, prepare(config.data, config.tokenizer), CPU, tmp_path / "run")
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    trainer.model.embed.weight.register_hook(lambda gradient: gradient * math.nan)
+    for _ in range(4):  # 8, 4, 2, 1
+        trainer.update()
+    with pytest.raises(Diverged, match="step 5: the loss or its gradient is not finite"):
+        trainer.update()
 
 
 def test_a_sample_that_cannot_be_is_told_and_training_goes_on(

@@ -123,7 +123,7 @@ def test_the_advice_continues_the_run_to_the_same_results(
         "Out of memory after step 9: 500 MiB at most so far, 900 MiB estimated, 500 MiB available. "
         "train.batch_size=3 train.grad_accum_steps=2 keeps the same global batch and needs about 450 MiB. "
         f"The last checkpoint, {tmp_path}/short/checkpoints/step-00000008, is intact: the same command with these "
-        "options continues."
+        "options in place of its own continues."
     )
     assert train(make_config("short", train={"batch_size": 6} | typed_options(told))) == 1
     told = capsys.readouterr().err.splitlines()[-1]

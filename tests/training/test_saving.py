@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import threading
@@ -201,16 +202,111 @@ def test_what_goes_wrong_in_the_thread_is_raised_once() -> None:
     writer.check()
 
 
-def test_the_writer_is_waited_for_through_every_interrupt() -> None:
-    writer, release = Writer(behind=True), threading.Event()
-    writer.run(lambda: release.wait(20) and None)  # type: ignore[func-returns-value]
-    interrupts = [threading.Timer(0.1 * n, signal.raise_signal, [signal.SIGINT]) for n in (1, 2)]
-    for timer in [*interrupts, threading.Timer(0.4, release.set)]:
-        timer.start()
-    with pytest.raises(KeyboardInterrupt):
+def test_the_writer_is_waited_for_through_an_interrupt_but_not_through_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    for count in (1, 2):
+        release, ended = threading.Event(), []
+
+        def leave(status: int, release: threading.Event = release, ended: list[int] = ended) -> None:
+            ended.append(status)
+            release.set()
+
+        monkeypatch.setattr(os, "_exit", leave)
+        writer = Writer(behind=True)
+        writer.run(lambda release=release: release.wait(20) and None)  # type: ignore[misc]
+        timers = [threading.Timer(0.2 * (n + 1), os.kill, [os.getpid(), signal.SIGINT]) for n in range(count)]
+        for timer in [*timers, threading.Timer(1.0, release.set)]:
+            timer.start()
         writer.finish()
-    assert release.is_set()
-    assert writer.idle.is_set()
+        assert ended == [130] * (count - 1)
+        assert writer.idle.is_set()
+        timer.join()
+
+
+def test_what_went_wrong_is_not_lost_where_an_interrupt_ends_the_run() -> None:
+    writer = Writer(behind=True)
+    writer.run(lambda: 1 / 0)  # type: ignore[arg-type,return-value]
+    assert isinstance(writer.finish(), ZeroDivisionError)
+
+
+def test_a_thread_that_cannot_start_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    writer = Writer(behind=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="new thread"):
+            writer.run(lambda: None)
+    assert writer.finish() is None
+
+
+def test_a_machine_that_cannot_look_calls_nothing_damaged(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_many(path: Path) -> str:
+        raise OSError(24, "Too many open files", str(path))
+
+    train(make_config(train={"max_steps": 4}))
+    with monkeypatch.context() as patch:
+        patch.setattr("gpt.text.checksums.digest", too_many)
+        with pytest.raises(OSError, match="Too many open files"):
+            train(make_config())
+    assert not list((tmp_path / "run/checkpoints").glob("damaged-*"))
+
+
+def test_out_of_memory_in_a_restore_is_not_blamed_on_the_checkpoint(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def too_large(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    train(make_config(train={"max_steps": 4}))
+    monkeypatch.setattr("gpt.training.optimizers.Optimizers.load_state_tensors", too_large)
+    assert train(make_config()) == 1
+    assert "Out of memory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damaged", [(3,), (3, 6)])
+def test_fine_tuning_goes_on_without_its_best_checkpoint(
+    damaged: tuple[int, ...], make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    train(make_config("base", train={"max_steps": 2}))
+    losses = iter([4.0, 1.0, 2.0, 1.5, 1.6, 1.7])
+    evaluation = trainer_module.Evaluation
+    monkeypatch.setattr(trainer_module, "evaluate", lambda *_: evaluation(next(losses), 100, 100))
+    config = make_config(
+        init_from=str(tmp_path / "base/checkpoints/best"),
+        train={"keep_checkpoints": 2, "eval_every": 3, "max_steps": 12},
+    )
+    train(config, stop_at=6)
+    for step in damaged:
+        flip_a_bit(tmp_path / f"run/checkpoints/step-{step:08d}/model.safetensors")
+    if damaged == (3,):
+        assert train(config) == 0
+        assert "looked for anew" in capsys.readouterr().err
+        steps = [line["step"] for line in metrics(tmp_path / "run") if "val/loss" in line]
+        assert steps == [0, 3, 6, 9, 12]
+    else:
+        with pytest.raises(UserError, match="no other checkpoint to continue from"):
+            train(config)
+        assert not (tmp_path / "run/checkpoints/best").is_symlink()
+
+
+def test_a_finished_run_stays_so_without_its_best_checkpoint(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = iter([1.0, 2.0, 3.0])
+    evaluation = trainer_module.Evaluation
+    monkeypatch.setattr(trainer_module, "evaluate", lambda *_: evaluation(next(losses), 100, 100))
+    config = make_config(train={"keep_checkpoints": 1, "eval_every": 2, "early_stop_patience": 2})
+    assert train(config) == 0
+    flip_a_bit(tmp_path / "run/checkpoints/step-00000002/model.safetensors")
+    assert train(config) == 0
+    said = capsys.readouterr().err
+    assert "step-00000002 is damaged" in said
+    assert "is complete" in said
+    assert (tmp_path / "run/checkpoints/best").readlink() == Path("step-00000006")
 
 
 def test_what_the_disk_refuses_is_told_with_its_place(tmp_path: Path) -> None:
