@@ -32,6 +32,7 @@ from gpt.config import RunConfig
 from gpt.model.checksums import SUMS, damage, has_sums, write_sums
 from gpt.model.tensor_files import write_safetensors
 from gpt.options import UserError, defaults
+from gpt.text.files import naming
 
 TRAINER, STATE, OPTIMIZER, RANDOM = "trainer", "state.json", "optimizer.safetensors", "random.safetensors"
 FORMAT = 2
@@ -149,10 +150,11 @@ def publish(folder: Path, write: Callable[[Path], None], partial: Path) -> None:
     new_parents = [parent for parent in folder.parents if not parent.exists()]  # the innermost first
     try:
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        write(partial)
-        flush(partial)
-        partial.rename(folder)
+        with naming(folder):
+            partial.mkdir(parents=True)
+            write(partial)
+            flush(partial)
+            partial.rename(folder)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         for parent in new_parents:
@@ -160,8 +162,6 @@ def publish(folder: Path, write: Callable[[Path], None], partial: Path) -> None:
                 parent.rmdir()
         if isinstance(error, SafetensorError):  # how safetensors reports a full disk
             raise OSError(errno.EIO, f"the weights cannot be written ({error})", str(folder)) from None
-        if isinstance(error, OSError) and error.filename is None:  # as where a write finds the disk full
-            error.filename = str(folder)
         raise
     for changed in (folder.parent, *(parent.parent for parent in new_parents)):
         flush_folder(changed)

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gpt.text.files import naming
+
 MOST_LINES = 2000  # of a curve, an even number: twice as many as the picture has columns
 STYLES: dict[str, dict[str, Any]] = {
     "train/loss": {"lw": 1, "alpha": 0.6},
@@ -77,7 +79,8 @@ def draw_curves(curves: list[Curve], path: Path, title: str) -> None:
         partial = path.with_name("." + path.name)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph")  # a title in a script that the font lacks shows boxes
-            figure.savefig(partial, format="png", dpi=120)
+            with naming(path):
+                figure.savefig(partial, format="png", dpi=120)
         del figure, axes
     partial.replace(path)
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from gpt.text.files import naming
 from gpt.training.checkpoints import flush_folder
 
 LONGEST_LINE = 2**16  # bytes, of most files of lines: the last of a longer one is found by reading all
@@ -32,6 +32,7 @@ class JsonLines:
         `n_bytes`: how long the file was at that step, so that its lines need not be read again; None where unknown.
         """
         is_new = not path.exists()
+        self.path = path
         self.file: BinaryIO = path.open("ab+")
         self.file.truncate(kept_bytes(self.file, from_step, n_bytes))
         self.file.seek(0, os.SEEK_END)
@@ -41,29 +42,20 @@ class JsonLines:
     def write(self, values: Mapping[str, Any]) -> bytes:
         """Append a line, and return it."""
         line = (json.dumps(values, ensure_ascii=False) + "\n").encode()
-        with self.named():
+        with naming(self.path):
             self.file.write(line)
             self.file.flush()
         return line
 
     def sync(self) -> int:
         """Wait until every line is on the disk. Returns the bytes of the file."""
-        with self.named():
+        with naming(self.path):
             os.fsync(self.file.fileno())
         return self.file.tell()
 
     def close(self) -> None:
-        with self.named():
+        with naming(self.path):
             self.file.close()
-
-    @contextmanager
-    def named(self) -> Iterator[None]:
-        """Errors of the machine, as a full disk, tell the file."""
-        try:
-            yield
-        except OSError as error:
-            error.filename = str(self.file.name)
-            raise
 
 
 def kept_bytes(file: BinaryIO, from_step: int, n_bytes: int | None) -> int:

@@ -16,7 +16,7 @@ from gpt.model.hardware import choose_hardware
 from gpt.model.huggingface import CONFIG_FILE
 from gpt.options import UserError, ran_out_of_memory, to_yaml
 from gpt.text.batches import TrainingData, counted_tokens, training_data
-from gpt.text.files import check_writable_folder
+from gpt.text.files import check_writable_folder, write_whole
 from gpt.text.shards import Corpus, prepare
 from gpt.training.batch_size import Trainers
 from gpt.training.checkpoints import CheckpointFolder, flush_folder
@@ -95,7 +95,7 @@ def train_locked(make_trainer: Callable[[], Trainer], run_dir: Path, stop_at: in
         print_summary(trainer, [])
         return 0
     config = trainer.config
-    (trainer.run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    write_whole(trainer.run_dir / "config.yaml", [to_yaml(config)])
     memory = predict_memory(trainer) if predictable(trainer) else None
     print_start(trainer, memory)
     if state_before:
