@@ -75,7 +75,10 @@ def main(command: Command[C], run: Callable[[C], int | None], argv: Sequence[str
         if status is None:
             raise
         return status
-    except (RuntimeError, MemoryError, ImportError) as error:
+    except (RuntimeError, MemoryError, ImportError, SystemError) as error:
+        if _was_interrupted(error):
+            _say("interrupted")
+            return 130
         if ran_out_of_memory(error):
             _say(_out_of_memory(error, config))
             return 1
@@ -96,6 +99,13 @@ def loading() -> Iterator[None]:
         gc.freeze()
         gc.enable()
         atexit.register(gc.freeze)  # also what has come since
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an exception, as behind the ImportError of a library that was just being loaded."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _status_of(error: OSError, given: list[str]) -> int | None:

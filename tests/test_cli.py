@@ -401,6 +401,17 @@ def test_errors_of_a_run(error: BaseException, status: int, words: str, capsys: 
     assert captured.out == ""
 
 
+def test_a_library_interrupted_while_it_is_loaded_is_no_bug(capsys: pytest.CaptureFixture[str]) -> None:
+    def run(config: Any) -> int:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as interrupt:
+            raise ImportError("initialization failed") from interrupt
+
+    assert main(TRAIN, run, []) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 @pytest.mark.parametrize(
     "error", [ValueError("bug"), FileNotFoundError(errno.ENOENT, "No such file", "/other"), OSError()]
 )
