@@ -12,6 +12,7 @@ import gc
 import os
 import re
 import select
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ def main(command: Command[C], run: Callable[[C], int | None], argv: Sequence[str
     Mistakes go to standard error without a traceback. Any other exception of `run` is a bug and passes through.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)  # from then on Ctrl-C only ends what is ending
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # whoever closed it wants nothing
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open until the process ends)
