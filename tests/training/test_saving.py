@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import threading
 from pathlib import Path
@@ -202,24 +201,40 @@ def test_what_goes_wrong_in_the_thread_is_raised_once() -> None:
     writer.check()
 
 
-def test_the_writer_is_waited_for_through_an_interrupt_but_not_through_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    for count in (1, 2):
-        release, ended = threading.Event(), []
+class Interrupted(threading.Event):
+    """An event whose first waits Ctrl-C breaks off."""
 
-        def leave(status: int, release: threading.Event = release, ended: list[int] = ended) -> None:
-            ended.append(status)
-            release.set()
+    def __init__(self, interrupts: int) -> None:
+        super().__init__()
+        self.interrupts = interrupts
 
-        monkeypatch.setattr(os, "_exit", leave)
-        writer = Writer(behind=True)
-        writer.run(lambda release=release: release.wait(20) and None)  # type: ignore[misc]
-        timers = [threading.Timer(0.2 * (n + 1), os.kill, [os.getpid(), signal.SIGINT]) for n in range(count)]
-        for timer in [*timers, threading.Timer(1.0, release.set)]:
-            timer.start()
-        writer.finish()
-        assert ended == [130] * (count - 1)
-        assert writer.idle.is_set()
-        timer.join()
+    def wait(self, timeout: float | None = None) -> bool:
+        if self.interrupts:
+            self.interrupts -= 1
+            raise KeyboardInterrupt
+        self.set()
+        return True
+
+
+@pytest.mark.parametrize(("before", "while_waiting", "exits"), [(0, 1, 0), (0, 2, 1), (1, 0, 0), (1, 1, 1)])
+def test_the_writer_is_waited_for_through_an_interrupt_but_not_through_two(
+    before: int, while_waiting: int, exits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`before`: the interrupt that ended the training, which is under way while the writer is waited for."""
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    writer = Writer(behind=True)
+    writer.idle = Interrupted(while_waiting)
+    try:
+        try:
+            if before:
+                raise KeyboardInterrupt
+        finally:
+            assert writer.finish() is None
+    except KeyboardInterrupt:
+        assert before
+    assert ended == [130] * exits
+    assert writer.idle.is_set()
 
 
 def test_what_went_wrong_is_not_lost_where_an_interrupt_ends_the_run() -> None:
