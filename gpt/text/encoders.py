@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,20 @@ def utf8(text: str) -> bytes:
             f"the text is not valid Unicode: {text[error.start]!r} at character {error.start} is half of a surrogate "
             "pair; leave it out"
         ) from None
+
+
+@contextmanager
+def refusing(message: str) -> Iterator[None]:
+    """Raises UserError where the tokenizers library cannot use a file or a text: it raises plain Exception, or its own
+    code panics, which is no Exception."""
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"{message} ({error})") from None
 
 
 def is_unicode(text: str) -> bool:

@@ -15,7 +15,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
 from gpt.options import UserError
-from gpt.text.encoders import is_unicode
+from gpt.text.encoders import is_unicode, refusing
 from gpt.text.files import read_object
 
 BERT_TOKENS = {
@@ -117,10 +117,8 @@ def prefix_of(backend: tokenizers.Tokenizer) -> tuple[int, ...]:
 
 def gpt2_backend(folder: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
     """Byte-level BPE from `vocab.json` and `merges.txt`."""
-    try:
+    with refusing(f"{folder}: vocab.json and merges.txt do not make a tokenizer"):
         bpe = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    except Exception as error:  # the library raises plain Exception
-        raise UserError(f"{folder}: vocab.json and merges.txt do not make a tokenizer ({error})") from None
     backend = tokenizers.Tokenizer(bpe)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=config.get("add_prefix_space", False))
     backend.decoder = decoders.ByteLevel()

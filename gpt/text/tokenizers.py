@@ -11,8 +11,7 @@ import codecs
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +28,7 @@ from gpt.text.encoders import (
     fast_encoder,
     is_bytes,
     lengths_of,
+    refusing,
     utf8,
     word_pattern,
 )
@@ -96,7 +96,7 @@ class Tokenizer:
 
     @cached_property
     def _fast(self) -> Encoder | None:
-        with _refusing("tokenizer.json cannot be used"):
+        with refusing("tokenizer.json cannot be used"):
             return fast_encoder(self._spec, self.backend)
 
     def encode(self, text: str) -> list[int]:
@@ -112,7 +112,7 @@ class Tokenizer:
             ids, lengths = self._fast(texts)
             return ids.astype(self.dtype, copy=False), lengths
         check_unicode(texts)
-        with _refusing(CANNOT_ENCODE):
+        with refusing(CANNOT_ENCODE):
             encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         parts = [np.array(encoding.ids, dtype=self.dtype) for encoding in encodings]
         return np.concatenate([np.zeros(0, self.dtype), *parts]), lengths_of(parts)
@@ -121,14 +121,14 @@ class Tokenizer:
         if (len(text) > _FAST_FROM or self.name in ("byte", "char")) and self._fast is not None:
             return self._fast([text])[0]
         utf8(text)
-        with _refusing(CANNOT_ENCODE):
+        with refusing(CANNOT_ENCODE):
             return np.array(self.backend.encode(text, add_special_tokens=False).ids, dtype=np.int64)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`: special tokens are skipped, bytes that are no UTF-8 become U+FFFD."""
         pieces = self._pieces
         if pieces is None:
-            with _refusing("the tokenizer cannot decode its tokens; mend the decoder in tokenizer.json"):
+            with refusing("the tokenizer cannot decode its tokens; mend the decoder in tokenizer.json"):
                 return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
         return b"".join([pieces[i] for i in ids]).decode("utf-8", errors="replace")
 
@@ -183,7 +183,7 @@ class Tokenizer:
         folder = path if path.is_dir() else path.parent
         file = path / "tokenizer.json" if path.is_dir() else path
         if file.is_file():
-            with _refusing(f"{file}: not a tokenizer.json of the tokenizers library"):
+            with refusing(f"{file}: not a tokenizer.json of the tokenizers library"):
                 backend = tokenizers.Tokenizer.from_file(str(file))
         elif path.is_dir():
             backend = build_released(path)
@@ -192,7 +192,7 @@ class Tokenizer:
         _check_ids(folder, backend)
         token = _end_of_text(folder, backend)
         config = _without_code(read_json(folder / "tokenizer_config.json"), token)
-        with _refusing(f"{file}: not a tokenizer.json of the tokenizers library"):
+        with refusing(f"{file}: not a tokenizer.json of the tokenizers library"):
             tokenizer = cls(backend, token, config)
         if unknown := [index for index in tokenizer.prefix if index >= tokenizer.vocab_size]:
             raise UserError(
@@ -200,20 +200,6 @@ class Tokenizer:
                 f"{tokenizer.vocab_size} tokens; mend the ids there"
             )
         return tokenizer
-
-
-@contextmanager
-def _refusing(message: str) -> Iterator[None]:
-    """Raises UserError where the tokenizers library cannot use a file or a text: it raises plain Exception, or its own
-    code panics, which is no Exception."""
-    try:
-        yield
-    except UserError:
-        raise
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise UserError(f"{message} ({error})") from None
 
 
 def _check_ids(folder: Path, backend: tokenizers.Tokenizer) -> None:

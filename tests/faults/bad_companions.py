@@ -104,6 +104,17 @@ TOKENIZERS = [
             edit(MODEL, model_type="gpt2"),
         ),
     ),
+    model(
+        "merges over which the library panics",
+        "do not make a tokenizer",
+        spoil=both(
+            remove(TOKENIZER),
+            write("model/vocab.json", '{"l": 0, "e": 3}'),
+            write("model/merges.txt", "#version: 0.2\nl e\n"),
+            write("model/tokenizer_config.json", "{}"),
+            edit(MODEL, model_type="gpt2"),
+        ),
+    ),
     bad(
         "a tokenizer that knows no word",
         "sample",

@@ -114,7 +114,7 @@ def a_new_run(machine: Machine) -> Iterator[Finding]:
 def a_continued_run(machine: Machine) -> Iterator[Finding]:
     assert machine.train(None, "old", LARGE).returncode == 0
     short = machine.train(ENOUGH, "old", LARGE, "train.max_steps=4")
-    intact = "step-00000002, is intact: the same command with these options continues"
+    intact = "step-00000002, is intact: the same command with these options in place of its own continues"
     yield finding("a run continued in less memory", short, 1, "Out of memory after step 2", intact)
     yield from advice_followed(machine, "old", short, "train.max_steps=4")
 
