@@ -109,8 +109,9 @@ def growth(samples: list[Sample], steps: int) -> Iterator[Finding]:
 
 
 def paces_of(samples: list[Sample]) -> list[float]:
-    """Seconds of the processor for a step, over some seconds each."""
-    return [(b.processor - a.processor) / (b.step - a.step) for a, b in pairwise(samples[::20]) if b.step > a.step]
+    """Seconds of the processor for a step, over some seconds each; of a short run, over a third of the samples each."""
+    some = samples[:: max(1, min(20, (len(samples) - 1) // 3))]
+    return [(b.processor - a.processor) / (b.step - a.step) for a, b in pairwise(some) if b.step > a.step]
 
 
 def drawing(training: Job, steps: int) -> Finding:
