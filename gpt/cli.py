@@ -22,7 +22,7 @@ from typing import Any
 from gpt.arguments import Command, leaves, parse
 from gpt.composition import load_config
 from gpt.help import help_text
-from gpt.options import C, ConfigError, UserError, look_up, ran_out_of_memory
+from gpt.options import C, ConfigError, UserError, look_up, ran_out_of_memory, say
 from gpt.sweeps import run_sweep
 
 __all__ = ["Command", "loading", "main"]
@@ -50,27 +50,27 @@ def main(command: Command[C], run: Callable[[C], int | None], argv: Sequence[str
             return run_sweep(command, [argument for argument in argv if argument not in ("--multirun", "-m")])
         config = load_config(command, argv)
         for group, choice in command.implied(parse(command, argv)).items():
-            _say(f"{group}={choice} follows from the other options; {group}=… chooses another, {group}=null none")
+            say(f"{group}={choice} follows from the other options; {group}=… chooses another, {group}=null none")
         status = run(config)
         sys.stdout.flush()
         return status or 0
     except ConfigError as error:
         if config is not None or os.environ.get("RANK", "0") == "0":  # all ranks read the same command line
-            _say(_listing(error))
+            say(_listing(error))
         return 2
     except UserError as error:
-        _say(f"{_script()}: {error}")
+        say(f"{_script()}: {error}")
         return 2
     except UnicodeEncodeError as error:
         if error.encoding != getattr(sys.stdout, "encoding", None):
             raise
-        _say(
+        say(
             f"{_script()}: standard output takes only {error.encoding}, without {error.object[error.start]!r}; set "
             "PYTHONIOENCODING=utf-8, or have the text written to a file"
         )
         return 2
     except KeyboardInterrupt:
-        _say("interrupted")
+        say("interrupted")
         return 130
     except OSError as error:
         status = _status_of(error, _given_paths(argv, config))
@@ -79,14 +79,14 @@ def main(command: Command[C], run: Callable[[C], int | None], argv: Sequence[str
         return status
     except (RuntimeError, MemoryError, ImportError, SystemError) as error:
         if _was_interrupted(error):
-            _say("interrupted")
+            say("interrupted")
             return 130
         if ran_out_of_memory(error):
-            _say(_out_of_memory(error, config))
+            say(_out_of_memory(error, config))
             return 1
         if "home directory" not in str(error):  # how pathlib says that there is no such ~user
             raise
-        _say(f"{_script()}: {_tilde(argv)}: there is no user of that name; write the path out, or begin with ./~")
+        say(f"{_script()}: {_tilde(argv)}: there is no user of that name; write the path out, or begin with ./~")
         return 2
 
 
@@ -126,7 +126,7 @@ def _status_of(error: OSError, given: list[str]) -> int | None:
     else:
         return None
     way_out = "; check the path" if status == 2 else ""
-    _say(f"{_script()}: {where}{error.strerror or error}{way_out}")
+    say(f"{_script()}: {where}{error.strerror or error}{way_out}")
     return status
 
 
@@ -184,7 +184,3 @@ def _listing(error: ConfigError) -> str:
 
 def _script() -> str:
     return Path(sys.argv[0]).name or "newleaf"
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

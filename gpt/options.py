@@ -11,6 +11,7 @@ import difflib
 import errno
 import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -24,6 +25,11 @@ LARGEST = 2**63  # what a whole number must stay below, as torch and numpy count
 
 class UserError(Exception):
     """A mistake that the user can mend. The message says how; the command line prints it and exits with 2."""
+
+
+def say(text: str) -> None:
+    """Tell the user, on standard error: standard output is for text that was asked for."""
+    print(text, file=sys.stderr, flush=True)
 
 
 # How an exhausted memory is reported by torch (CPU, CUDA, MPS), C++, oneDNN, the C library and the dynamic linker.

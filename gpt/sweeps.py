@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gpt.arguments import Command, leaves, parse
 from gpt.composition import MOST_VALUES, load_config, swept_values
-from gpt.options import ConfigError, Mistake, look_up, written
+from gpt.options import ConfigError, Mistake, look_up, say, written
 
 
 def run_sweep(command: Command, argv: Sequence[str]) -> int:
@@ -95,7 +95,3 @@ def _wait(arguments: list[str]) -> int:
                 interrupted = True
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -21,7 +21,7 @@ from gpt.inference.quantize import lay_out
 from gpt.inference.sampling import Sampling
 from gpt.model.hardware import decoding_hardware
 from gpt.model.opening import open_checkpoint
-from gpt.options import UserError
+from gpt.options import UserError, say
 from gpt.text.documents import decode_file
 from gpt.text.encoders import check_unicode
 from gpt.text.files import check_writable_folder, write_whole
@@ -221,7 +221,3 @@ def printable(text: str) -> str:
 def put(text: str) -> None:
     sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

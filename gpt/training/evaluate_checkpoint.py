@@ -35,7 +35,7 @@ from gpt.model.context import adapt
 from gpt.model.hardware import choose_hardware, decoding_hardware
 from gpt.model.opening import find_tokenizer, open_folder, read_checkpoint
 from gpt.model.transformer import Decoder
-from gpt.options import ConfigError, UserError, from_dict, to_dict
+from gpt.options import ConfigError, UserError, from_dict, say, to_dict
 from gpt.text.files import check_writable_folder, write_whole
 from gpt.text.shards import Corpus, prepare
 from gpt.text.streams import PairStream
@@ -272,7 +272,3 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: without_nan(each) for name, each in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from filelock import FileLock, Timeout
 from gpt.config import RunConfig
 from gpt.model.hardware import choose_hardware
 from gpt.model.huggingface import CONFIG_FILE
-from gpt.options import UserError, ran_out_of_memory, to_yaml
+from gpt.options import UserError, ran_out_of_memory, say, to_yaml
 from gpt.text.batches import TrainingData, counted_tokens, training_data
 from gpt.text.files import check_writable_folder, write_whole
 from gpt.text.shards import Corpus, prepare
@@ -198,7 +197,3 @@ def check_held_out(corpus: Corpus, context_length: int) -> None:
             "the validation split holds no token to predict; raise data.val_fraction, give data.val_files, or, where "
             f"prompts fill it, raise model.context_length={context_length}"
         )
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

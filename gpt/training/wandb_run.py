@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt.config import RunConfig
-from gpt.options import UserError, to_dict
+from gpt.options import UserError, say, to_dict
 
 # Seconds that the server has to begin a run, and to take the rest at its end. WANDB_INIT_TIMEOUT and
 # WANDB_FINISH_TIMEOUT, in the environment, say otherwise.
@@ -106,7 +106,3 @@ def reason(error: Exception) -> str:
     """In one line."""
     text = " ".join(str(error).split())
     return text or type(error).__name__
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
