@@ -44,6 +44,11 @@ class Fit:
         return typed({"batch_size": self.batch, "grad_accum_steps": self.count} | self.others)
 
 
+def usable(available: int) -> int:
+    """Of so many bytes that are available, those that a run may be planned for."""
+    return round((1 - RESERVE) * available)
+
+
 def typed(train: dict[str, Any]) -> str:
     """Options of `train` as the command line takes them."""
     return " ".join(f"train.{name}={written(value)}" for name, value in train.items())
@@ -87,7 +92,7 @@ class Trainers:
             return
         self.current = trainer = self.make_plain()
         available = available_memory(device) or 0
-        limit = round((1 - RESERVE) * available)
+        limit = usable(available)
         batch, needed = whole, f"less than {size(SMALL)} besides the process"
         if not surely_small(trainer) or not has_room(device, SMALL + available - limit):
             fit = largest_fit(trainer, limit)

@@ -15,7 +15,7 @@ from gpt.model.transformer import Decoder
 from gpt.options import ran_out_of_memory
 from gpt.text.shards import Corpus
 from gpt.training.available import available_memory
-from gpt.training.batch_size import RESERVE, fit_with_less, largest_fit, needed_memory, smaller
+from gpt.training.batch_size import fit_with_less, largest_fit, needed_memory, smaller, usable
 from gpt.training.memory import PREDICTABLE
 from gpt.training.metrics import size
 from gpt.training.optimizers import Optimizers
@@ -62,7 +62,7 @@ def find_way(trainer: Trainer, held: int) -> tuple[str, str]:
         return "", unmeasured(trainer)
     estimate = needed_memory(trainer, train.micro_batch, {})
     available = max(available, held)
-    limit, now = round((1 - RESERVE) * available), train.micro_batch  # which failed, even if its estimate fits
+    limit, now = usable(available), train.micro_batch  # which failed, even if its estimate fits
     fit = largest_fit(trainer, limit, below=now) or fit_with_less(trainer, limit, below=now + 1)
     way = f"{fit.options} keeps the same global batch and needs about {size(fit.needed)}" if fit else ""
     return f", {size(estimate)} estimated, {size(available)} available", way
