@@ -6,6 +6,7 @@ from typing import Any
 from gpt.arguments import Arguments, Implication
 from gpt.cli import Command, loading, main
 from gpt.config import RunConfig
+from gpt.config.device import processes
 
 
 def adopt(values: dict[str, Any], given: set[str]) -> None:
@@ -20,7 +21,7 @@ def keep_global_batch(values: dict[str, Any], given: Arguments) -> None:
     train, option = values["train"], "train.grad_accum_steps"
     numbers = train["batch_size"], train["grad_accum_steps"]
     if train["global_batch_size"] is None and all(isinstance(number, int) for number in numbers):
-        train["global_batch_size"] = numbers[0] * numbers[1]
+        train["global_batch_size"] = numbers[0] * numbers[1] * processes()
     elif option in given.ordinary:
         given.refuse(option, "follows from train.batch_size=auto; leave it away", given.ordinary[option])
 

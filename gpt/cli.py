@@ -22,7 +22,7 @@ from typing import Any
 from gpt.arguments import Command, leaves, parse
 from gpt.composition import load_config
 from gpt.help import help_text
-from gpt.options import C, ConfigError, UserError, look_up, ran_out_of_memory, say
+from gpt.options import C, ConfigError, UserError, complain, look_up, ran_out_of_memory, say
 from gpt.sweeps import run_sweep
 
 __all__ = ["Command", "loading", "main"]
@@ -55,22 +55,21 @@ def main(command: Command[C], run: Callable[[C], int | None], argv: Sequence[str
         sys.stdout.flush()
         return status or 0
     except ConfigError as error:
-        if config is not None or os.environ.get("RANK", "0") == "0":  # all ranks read the same command line
-            say(_listing(error))
+        (say if config is None else complain)(_listing(error))  # all processes of a run read the same command line
         return 2
     except UserError as error:
-        say(f"{_script()}: {error}")
+        complain(f"{_script()}: {error}")
         return 2
     except UnicodeEncodeError as error:
         if error.encoding != getattr(sys.stdout, "encoding", None):
             raise
-        say(
+        complain(
             f"{_script()}: standard output takes only {error.encoding}, without {error.object[error.start]!r}; set "
             "PYTHONIOENCODING=utf-8, or have the text written to a file"
         )
         return 2
     except KeyboardInterrupt:
-        say("interrupted")
+        complain("interrupted")
         return 130
     except OSError as error:
         status = _status_of(error, _given_paths(argv, config))
@@ -79,14 +78,14 @@ def main(command: Command[C], run: Callable[[C], int | None], argv: Sequence[str
         return status
     except (RuntimeError, MemoryError, ImportError, SystemError) as error:
         if _was_interrupted(error):
-            say("interrupted")
+            complain("interrupted")
             return 130
         if ran_out_of_memory(error):
-            say(_out_of_memory(error, config))
+            complain(_out_of_memory(error, config))
             return 1
         if "home directory" not in str(error):  # how pathlib says that there is no such ~user
             raise
-        say(f"{_script()}: {_tilde(argv)}: there is no user of that name; write the path out, or begin with ./~")
+        complain(f"{_script()}: {_tilde(argv)}: there is no user of that name; write the path out, or begin with ./~")
         return 2
 
 
@@ -126,7 +125,7 @@ def _status_of(error: OSError, given: list[str]) -> int | None:
     else:
         return None
     way_out = "; check the path" if status == 2 else ""
-    say(f"{_script()}: {where}{error.strerror or error}{way_out}")
+    complain(f"{_script()}: {where}{error.strerror or error}{way_out}")
     return status
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import errno
 import math
+import os
 import re
 import sys
 import types
@@ -28,8 +29,16 @@ class UserError(Exception):
 
 
 def say(text: str) -> None:
-    """Tell the user, on standard error: standard output is for text that was asked for."""
-    print(text, file=sys.stderr, flush=True)
+    """Tell the user, on standard error: standard output is for text that was asked for. Of the processes of a run the
+    first speaks for all."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr, flush=True)
+
+
+def complain(text: str) -> None:
+    """Tell the user why this process ends, whichever of a run's it is."""
+    rank = os.environ.get("RANK", "0")
+    print(text if rank == "0" else f"rank {rank}: {text}", file=sys.stderr, flush=True)
 
 
 # How an exhausted memory is reported by torch (CPU, CUDA, MPS), C++, oneDNN, the C library and the dynamic linker.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from gpt.options import Mistake
 
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -11,6 +13,12 @@ CHECKPOINT = (
 )
 QUANTIZE = "none, int8 or int4: weights of linear layers, on the processor; the rest is computed in fp32"
 QUANTIZED = ("none", "int8", "int4")
+
+
+def processes() -> int:
+    """How many processes share this run, as torchrun tells each of them."""
+    count = os.environ.get("WORLD_SIZE", "")
+    return int(count) if count.isdecimal() and int(count) else 1
 
 
 def checkpoint_mistakes(checkpoint: str) -> list[Mistake]:

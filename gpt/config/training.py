@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gpt.config.data import DataConfig, TokenizerConfig
-from gpt.config.device import device_mistakes
+from gpt.config.device import device_mistakes, processes
 from gpt.config.model import ModelConfig
 from gpt.options import Mistake, Options, group, option
 
@@ -68,7 +68,10 @@ class TrainConfig(Options):
     )
     grad_accum_steps: int = option(1, "micro-batches in one update", low=1)
     global_batch_size: int | None = option(
-        None, "sequences in one update; null: batch_size * grad_accum_steps", unit="sequences", low=1
+        None,
+        "sequences in one update; null: batch_size * grad_accum_steps * processes; grad_accum_steps follows from it",
+        unit="sequences",
+        low=1,
     )
     grad_clip: float = option(1.0, "largest norm of the gradient; 0: no clipping", low=0)
     eval_every: int = option(175, "updates between evaluations; the last step is always evaluated", unit="steps", low=1)
@@ -112,6 +115,11 @@ class TrainConfig(Options):
         choices=("stop", "rollback"),
     )
     max_rollbacks: int = option(3, "rollback: how often in a run, then stop", low=1)
+    reduce_dtype: str = option(
+        "fp32",
+        "several processes: in which arithmetic gradients are summed; bf16 travels twice as fast",
+        choices=("fp32", "bf16"),
+    )
     deterministic: bool = option(False, "refuse kernels whose result varies from run to run (CUDA)")
 
     @property
@@ -123,21 +131,25 @@ class TrainConfig(Options):
     @property
     def global_batch(self) -> int:
         """Sequences in one update."""
-        return self.global_batch_size or self.micro_batch * self.grad_accum_steps
+        return self.global_batch_size or self.micro_batch * self.grad_accum_steps * processes()
 
     def mistakes(self) -> list[Mistake]:
         return device_mistakes(self.device) + self.batch_mistakes()
 
     def batch_mistakes(self) -> list[Mistake]:
-        wanted, size = self.global_batch_size, self.batch_size
+        wanted, size, world = self.global_batch_size, self.batch_size, processes()
         if size == "auto":
             missing = "needs the number of sequences in one update; give train.global_batch_size=8"
+            if wanted is not None and wanted % world:
+                return [Mistake("global_batch_size", f"cannot be shared equally by {world} processes")]
             return [Mistake("batch_size", missing)] if wanted is None else []
-        if wanted in (None, size * self.grad_accum_steps):
+        if wanted in (None, size * self.grad_accum_steps * world):
             return []
-        fitting = f"set grad_accum_steps={wanted // size}, or " if wanted % size == 0 else ""
+        shared = f" times {world} processes" if world > 1 else ""
+        fitting = f"set grad_accum_steps={wanted // size // world}, or " if wanted % (size * world) == 0 else ""
         message = (
-            f"is not batch_size={size} times grad_accum_steps={self.grad_accum_steps}; {fitting}use batch_size=auto"
+            f"is not batch_size={size} times grad_accum_steps={self.grad_accum_steps}{shared}; {fitting}use "
+            "batch_size=auto"
         )
         return [Mistake("global_batch_size", message)]
 
@@ -184,6 +196,12 @@ class RunConfig(Options):
         "auto",
         "auto: continue what is in run_dir; never: refuse a run_dir that holds checkpoints",
         choices=("auto", "never"),
+    )
+    parallel: str = option(
+        "auto",
+        "how the processes of torchrun share a model: ddp, each has a copy; fsdp, each has a part of every weight, "
+        "gradient and optimizer state; auto: ddp where a copy fits",
+        choices=("auto", "ddp", "fsdp"),
     )
     seed: int = option(1337, "seed of initial weights, data order, dropout and samples", low=0, below=2**63)
     init_from: str = option(

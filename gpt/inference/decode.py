@@ -41,7 +41,6 @@ class Row:
     finished: bool = False
 
 
-@torch.inference_mode()
 def decode(
     model: Decoder,
     rows: Sequence[Row],
@@ -55,6 +54,19 @@ def decode(
     A row ends with the token `end_of_text`, which is appended, or when it is marked finished. Ids from `vocab_size` on
     are never chosen: released models often have more rows than their tokenizer has tokens.
     """
+    mode = torch.no_grad() if model.sharded else torch.inference_mode()  # whose tensors training could not use again
+    return mode(steps)(model, rows, sampling, max_new_tokens, end_of_text, vocab_size)
+
+
+def steps(
+    model: Decoder,
+    rows: Sequence[Row],
+    sampling: Sampling,
+    max_new_tokens: int,
+    end_of_text: int,
+    vocab_size: int | None,
+) -> Iterator[list[Row]]:
+    """As `decode`, which sees to gradients."""
     active = list(rows)
     prompts = [row.tokens for row in active]
     logits, cache = prefill(model, prompts, max_new_tokens)  # [B, V]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from gpt.config import ModelConfig
-from gpt.config.device import PRECISIONS
+from gpt.config.device import PRECISIONS, processes
 from gpt.model.attention import choose_kernel, sdpa_backend
 from gpt.options import UserError
 
@@ -105,7 +105,6 @@ def choose_hardware(device: str, precision: str, width: int, compile: str = "off
 
     Raises UserError where the machine does not have what was asked for.
     """
-    reject_torchrun()
     place = choose_device(device)
     if precision == "auto":
         precision = choose_precision(place, width)
@@ -144,15 +143,21 @@ def keep_freed_memory() -> None:
         glibc.mallopt(top_pad, 64 * 2**20)
 
 
-def reject_torchrun() -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("WORLD_SIZE: this version trains in one process; start it with python, not torchrun")
-
-
 def choose_device(name: str) -> torch.device:
+    """The device of an option. Of several processes on a host, each takes its own GPU."""
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
-        return torch.device("cuda" if has_cuda else "mps" if has_mps else "cpu")
+        name = "cuda" if has_cuda else "mps" if has_mps else "cpu"
+    if processes() > 1 and name != "cpu":
+        if name != "cuda":
+            raise UserError(f"device={name} is for one process; with torchrun use device=cuda or device=cpu")
+        local_rank, count = os.environ.get("LOCAL_RANK", "0"), torch.cuda.device_count()
+        if has_cuda and int(local_rank) >= count:
+            raise UserError(
+                f"LOCAL_RANK={local_rank}: this machine has {count} GPUs, one for each process; start at most so many "
+                f"on it, with torchrun --nproc-per-node {count}"
+            )
+        name = f"cuda:{local_rank}"
     kind, _, index = name.partition(":")
     present = {"cpu": True, "mps": has_mps, "cuda": has_cuda and int(index or 0) < torch.cuda.device_count()}
     if not present[kind]:

@@ -45,6 +45,7 @@ class Decoder(nn.Module):
         check_memory(config, vocab_size)
         self.config, self.vocab_size = config, vocab_size
         self.recompute = False  # whether backward computes each block again instead of keeping what it needs of it
+        self.sharded = False  # whether several processes hold it together (`gpt/training/parallel`)
         padded = VOCAB_MULTIPLE * math.ceil(vocab_size / VOCAB_MULTIPLE)
         self.embed = nn.Embedding(padded, config.n_embd)
         if config.position_kind == "learned":

@@ -40,6 +40,10 @@ class TrainingData(Protocol):
         """
         ...
 
+    def counted(self, first_sequence: int, count: int) -> int:
+        """How many targets of these sequences count, without reading them."""
+        ...
+
 
 def training_data(split: TokenStream, context_length: int, seed: int, global_batch: int) -> TrainingData:
     """How `split` is dealt out to a run whose optimizer steps take `global_batch` sequences each.

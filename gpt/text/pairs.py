@@ -54,8 +54,16 @@ class PairData:
         self.kept = np.flatnonzero(fits) if self.dropped else None  # None: all, without a table
         self.chunk = functools.lru_cache(maxsize=2)(self._chunk)  # two, as an epoch may end inside a batch
 
+    def counted(self, first_sequence: int, count: int) -> int:
+        chosen = self.pairs_of(first_sequence, count)
+        return int((_ends(self.stream, chosen, self.context_length) - self.stream.index["prompt"][chosen]).sum())
+
+    def pairs_of(self, first_sequence: int, count: int) -> NDArray[np.int64]:
+        """Which pairs of the split these training sequences are."""
+        return np.array([self.pair_of(number) for number in range(first_sequence, first_sequence + count)])
+
     def batch(self, first_sequence: int, count: int) -> Batch:
-        chosen = np.array([self.pair_of(number) for number in range(first_sequence, first_sequence + count)])
+        chosen = self.pairs_of(first_sequence, count)
         return padded_batch(self.stream, chosen, _ends(self.stream, chosen, self.context_length), self.context_length)
 
     def pair_of(self, sequence: int) -> int:

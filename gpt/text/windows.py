@@ -40,6 +40,9 @@ class WindowData:
     def batch(self, first_sequence: int, count: int) -> Batch:
         return train_batch(self.stream, self.context_length, self.seed, first_sequence, count)
 
+    def counted(self, first_sequence: int, count: int) -> int:
+        return count * self.context_length
+
 
 def train_batch(stream: TokenStream, context_length: int, seed: int, first_sequence: int, count: int) -> Batch:
     """Training sequences `first_sequence` … `first_sequence + count - 1` of the run, [count, T].

@@ -16,14 +16,15 @@ from typing import Any
 import torch
 
 from gpt.config import RunConfig
+from gpt.config.device import processes
 from gpt.model.hardware import Hardware
 from gpt.options import UserError, to_dict, written
 from gpt.text.shards import Corpus
 from gpt.training.available import available_memory
 from gpt.training.checkpoints import CheckpointFolder, read_state
-from gpt.training.feed import Feed
 from gpt.training.memory import PREDICTABLE, SMALL, has_room, predict_memory, surely_small
 from gpt.training.metrics import size
+from gpt.training.parallel.ranks import Ranks
 from gpt.training.trainer import Trainer
 
 RESERVE = 0.1  # of the memory that is available: estimates err, and others want some too
@@ -58,8 +59,15 @@ class Trainers:
     """Makes the trainers of a run, one at a time. The first settles `train.batch_size=auto`, and `say` gets a line."""
 
     def __init__(
-        self, config: RunConfig, corpus: Corpus, hardware: Hardware, run_dir: Path, say: Callable[[str], None]
+        self,
+        config: RunConfig,
+        corpus: Corpus,
+        hardware: Hardware,
+        run_dir: Path,
+        say: Callable[[str], None],
+        ranks: Ranks | None = None,
     ) -> None:
+        self.ranks = ranks or Ranks()
         self.config, self.corpus, self.hardware, self.run_dir, self.say = config, corpus, hardware, run_dir, say
         self.current: Trainer | None = None
 
@@ -78,12 +86,12 @@ class Trainers:
             self.say(f"The checkpoint of step {self.current.state.step:,} or before could not be written: {error}")
 
     def make_plain(self) -> Trainer:
-        return Trainer(self.config, self.corpus, self.hardware, self.run_dir)
+        return Trainer(self.config, self.corpus, self.hardware, self.run_dir, self.ranks)
 
     def settle(self) -> None:
         """Put numbers in the place of `auto`: those with which a continued run began, or it would not continue bit for
         bit, or those of the largest micro-batch that fits."""
-        device, whole = self.hardware.device, self.config.train.global_batch
+        device, whole = self.hardware.device, own_share(self.config)
         refuse_unpredictable(device)
         kept = kept_split(self.run_dir, whole)
         self.config = with_split(self.config, kept or whole)
@@ -91,17 +99,26 @@ class Trainers:
             self.say(f"train.batch_size=auto: {in_words(kept, whole)}, as this run began")
             return
         self.current = trainer = self.make_plain()
-        available = available_memory(device) or 0
-        limit = usable(available)
-        batch, needed = whole, f"less than {size(SMALL)} besides the process"
-        if not surely_small(trainer) or not has_room(device, SMALL + available - limit):
-            fit = largest_fit(trainer, limit)
-            if fit is None:
-                raise UserError(too_large(trainer, available, limit))
-            batch, needed = fit.batch, f"about {size(fit.needed)}"
+        batch, needed, available = self.ranks.from_main(lambda: self.largest(trainer, whole))
         self.config = with_split(self.config, batch)
         resplit(trainer, self.config)
         self.say(f"train.batch_size=auto: {in_words(batch, whole)}, {needed} of {size(available)} available")
+
+    def largest(self, trainer: Trainer, whole: int) -> tuple[int, str, int]:
+        """The largest micro-batch that fits, what it needs, in words, and the bytes that are available."""
+        if trainer.model.sharded:
+            raise UserError("train.batch_size=auto: is not known with parallel=fsdp; give a number, or parallel=ddp")
+        device = self.hardware.device
+        available = available_memory(device) or 0
+        if device.type == "cpu":
+            available //= self.ranks.local_world
+        limit = usable(available)
+        if surely_small(trainer) and has_room(device, self.ranks.local_world * (SMALL + available - limit)):
+            return whole, f"less than {size(SMALL)} besides the process", available
+        fit = largest_fit(trainer, limit)
+        if fit is None:
+            raise UserError(too_large(trainer, available, limit))
+        return fit.batch, f"about {size(fit.needed)}", available
 
 
 def refuse_unpredictable(device: torch.device) -> None:
@@ -122,18 +139,22 @@ def kept_split(run_dir: Path, whole: int) -> int | None:
 
 def with_split(config: RunConfig, batch: int) -> RunConfig:
     """The configuration with the same global batch in micro-batches of `batch` sequences, as if typed in numbers."""
-    count = config.train.global_batch // batch
+    count = own_share(config) // batch
     return replace(
         config, train=replace(config.train, batch_size=batch, grad_accum_steps=count, global_batch_size=None)
     )
+
+
+def own_share(config: RunConfig) -> int:
+    """Sequences in an update that one process computes."""
+    return config.train.global_batch // processes()
 
 
 def resplit(trainer: Trainer, config: RunConfig) -> None:
     """Have a trainer that has not begun take another configuration, which differs in the split only."""
     trainer.config, trainer.state.config = config, to_dict(config)
     trainer.feed.close()
-    train = config.train
-    trainer.feed = Feed(trainer.data, train.micro_batch, train.grad_accum_steps, trainer.hardware.device)
+    trainer.feed = trainer.make_feed()
 
 
 def in_words(batch: int, whole: int) -> str:
@@ -152,7 +173,7 @@ def needed_memory(trainer: Trainer, batch: int, others: dict[str, Any]) -> int:
 def largest_fit(trainer: Trainer, limit: int, below: int | None = None, **others: Any) -> Fit | None:
     """The largest micro-batch, of less than `below` sequences, with which the run needs at most `limit` bytes; `others`
     are further changes to `train`. None where not even 1 fits."""
-    whole = trainer.config.train.global_batch
+    whole = own_share(trainer.config)
     untried = [batch for batch in range(1, whole + 1) if whole % batch == 0 and (below is None or batch < below)]
     best, index = None, len(untried) - 1  # often all fit
     while untried:

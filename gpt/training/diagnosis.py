@@ -53,7 +53,7 @@ class Diagnosis:
 
 
 def diagnose(trainer: Trainer, start: StepStart) -> Diagnosis:
-    """Compute a step again and find the first module whose output or gradient is not finite.
+    """Compute this process's share of a step again and find the first module whose output or gradient is not finite.
 
     The weights must be those that the step began with. Leaves gradients behind, and another random state.
     """
@@ -69,7 +69,15 @@ def diagnose(trainer: Trainer, start: StepStart) -> Diagnosis:
     rows = bad_rows(trainer, inputs, targets)
     texts = [row_text(trainer.corpus.tokenizer, inputs[row], targets[row]) for row in rows]
     return Diagnosis(
-        start.step + 1, start.first_sequence, trainer.global_batch, place, number, rows, loss, scale, texts
+        start.step + 1,
+        start.first_sequence,
+        trainer.global_batch,
+        place,
+        number * trainer.ranks.world + trainer.ranks.rank,
+        rows,
+        loss,
+        scale,
+        texts,
     )
 
 

@@ -12,16 +12,19 @@ import gzip
 import lzma
 import math
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 
 from gpt.model.hardware import Hardware
 from gpt.model.transformer import Decoder
 from gpt.options import UserError
-from gpt.text.batches import IGNORE, val_batches
+from gpt.text.batches import IGNORE, Batch, val_batches
 from gpt.text.streams import PairStream, TokenStream
 from gpt.text.tokenizers import Tokenizer
+from gpt.training.parallel.ranks import Ranks
 
 LARGEST_EXPONENT = math.log(sys.float_info.max)
 LARGEST_COMPRESSED = 32 * 2**20  # bytes; xz takes about a second for each MB
@@ -54,8 +57,10 @@ def evaluate(
     batch_size: int,
     max_tokens: int | None = None,
     stride: int | None = None,
+    ranks: Ranks | None = None,
 ) -> Evaluation:
-    """Evaluate on all tokens of a split that count, or on the first `max_tokens` of them.
+    """Evaluate on all tokens of a split that count, or on the first `max_tokens` of them. With `ranks`, all call it,
+    each computes a share of the batches, and all get the same result.
 
     `stride`: by how many tokens the windows of a stream move (1 … context length); below the context length they
     overlap, and each token sees more context. Raises UserError where no token counts, ValueError as `val_batches` does.
@@ -63,23 +68,33 @@ def evaluate(
     was_training = model.training
     model.eval()
     lengths = tokenizer.token_bytes
-    total = torch.zeros((), dtype=torch.float64)
-    n_tokens, n_bytes = 0, 0.0
-    for inputs, targets in val_batches(split, model.config.context_length, batch_size, max_tokens, stride):
+    sums = torch.zeros(3, dtype=torch.float64)  # loss, tokens, bytes
+    batches = val_batches(split, model.config.context_length, batch_size, max_tokens, stride)
+    for (inputs, targets), counts in shared_out(batches, ranks or Ranks()):
         with hardware.autocast():
             loss = model(torch.from_numpy(inputs).to(hardware.device), torch.from_numpy(targets).to(hardware.device))
-        total += loss.double().cpu() if hardware.device.type != "mps" else loss.cpu().double()
         counted = targets[targets != IGNORE]
-        n_tokens += len(counted)
         # Not every tokenizer knows the bytes of a token; then each stands for the mean of the split.
-        n_bytes += float(lengths[counted].sum()) if lengths is not None else len(counted) * split.mean_bytes
+        n_bytes = float(lengths[counted].sum()) if lengths is not None else len(counted) * split.mean_bytes
+        if counts:
+            sums += torch.tensor([loss.item(), len(counted), n_bytes], dtype=torch.float64)
     model.train(was_training)
+    total, n_tokens, n_bytes = (ranks or Ranks()).sum(sums).tolist()
     if not n_tokens:
         raise UserError(
             f"nothing to evaluate: no held-out token counts with model.context_length={model.config.context_length}; "
             "give more held-out text, or shorter prompts"
         )
-    return Evaluation(total.item() / n_tokens, n_tokens, n_bytes)
+    return Evaluation(total / n_tokens, round(n_tokens), n_bytes)
+
+
+def shared_out(batches: Iterable[Batch], ranks: Ranks) -> Iterator[tuple[Batch, bool]]:
+    """A process's share of batches that are dealt out in turn, and whether each counts: where the last round has too
+    few, the others repeat its first, so that all compute as many, as a sharded model needs them to."""
+    rest = iter(batches)
+    while dealt := list(islice(rest, ranks.world)):
+        has_own = ranks.rank < len(dealt)
+        yield dealt[ranks.rank if has_own else 0], has_own
 
 
 def compressors(split: TokenStream, tokenizer: Tokenizer, max_tokens: int | None = None) -> dict[str, float] | None:

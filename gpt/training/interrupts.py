@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
+from gpt.training.parallel.ranks import Ranks
+
+STOPPING = b"\nStopping after this step and saving; Ctrl-C again stops at once.\n"
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, pre-emption, and how SLURM may announce that
+ECHO = 2.0  # seconds for which torchrun's own Ctrl-C may follow that of the terminal
+
 
 class Interrupts:
-    """While entered, the first SIGINT or SIGTERM is only noted in `received`; a second SIGINT stops at once.
+    """While entered, the first signal is only noted in `received`; a second SIGINT stops at once.
 
+    Of several processes, all stop after the same step, whichever got the signal: what each has received goes round
+    while the next step is computed, so that nobody waits for it.
     `stop_at`: the step after which to stop as if a signal had come, or None.
     """
 
-    def __init__(self, stop_at: int | None = None) -> None:
-        self.stop_at = stop_at
+    def __init__(self, stop_at: int | None = None, ranks: Ranks | None = None) -> None:
+        self.stop_at, self.ranks = stop_at, ranks or Ranks()
+        self.going_round: Callable[[], int] = lambda: 0
         self.received: signal.Signals | None = None
         self.previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupts:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             self.previous[number] = signal.signal(number, self.note)
         return self
 
@@ -31,14 +43,21 @@ class Interrupts:
             signal.signal(number, handler)
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.write(
-            2, b"\nStopping after this step and saving; Ctrl-C again stops at once.\n"
-        )  # print may not be reentered
+        now = time.monotonic()
+        if self.received is None:
+            self.since = now
+            if self.ranks.main or self.ranks.world == 1:
+                os.write(2, STOPPING)  # print may not be reentered
+        elif number == signal.SIGINT and (self.ranks.world == 1 or now - self.since > ECHO):
+            signal.default_int_handler(number, frame)
+        self.received = self.received or signal.Signals(number)
 
     def stop(self, step: int) -> bool:
-        """Whether to stop after this step."""
+        """Whether to stop after this step. All processes must ask after each."""
+        if self.ranks.world > 1:
+            agreed, self.going_round = self.going_round(), self.ranks.begin_largest(self.received or 0)
+            self.received = self.received or (signal.Signals(agreed) if agreed else None)
+            return bool(agreed) or (self.stop_at is not None and step >= self.stop_at)
         return self.received is not None or (self.stop_at is not None and step >= self.stop_at)
 
     @property

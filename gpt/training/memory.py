@@ -29,6 +29,8 @@ from gpt.training.available import available_memory
 from gpt.training.feed import StepBatches
 from gpt.training.finite import FiniteWatch
 from gpt.training.optimizers import Optimizers
+from gpt.training.parallel.ranks import Ranks
+from gpt.training.parallel.strategies import Alone
 from gpt.training.process import peak_memory, resident_memory
 from gpt.training.trainer import Trainer
 
@@ -124,9 +126,13 @@ class BlindWatch(FiniteWatch):
 
 
 def predictable(trainer: Trainer) -> bool:
-    """Whether a rehearsal is worth its time, and known to work on the device."""
+    """Whether a rehearsal is worth its time, and known to work on the device, with a whole model."""
     device = trainer.hardware.device
-    return device.type in PREDICTABLE and not (surely_small(trainer) and has_room(device, SMALL))
+    return (
+        not trainer.model.sharded
+        and device.type in PREDICTABLE
+        and not (surely_small(trainer) and has_room(device, SMALL))
+    )
 
 
 def has_room(device: torch.device, size: int) -> bool:
@@ -176,7 +182,7 @@ def rehearse(trainer: Trainer) -> tuple[int, int, int]:
     player = copy.copy(trainer)
     player.model = copy.deepcopy(trainer.model, without_data(trainer.model, mode))
     player.model.recompute = train.activation_checkpointing
-    player.hidden = player.model.hidden
+    player.parallel, player.ranks = Alone(player.model), Ranks()
     player.optimizers = Optimizers(player.model, trainer.config.optimizer, muon_dtype(device))
     player.state = copy.copy(trainer.state)
     player.scaler = torch.amp.GradScaler(device.type, enabled=False)

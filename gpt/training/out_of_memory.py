@@ -15,7 +15,7 @@ from gpt.model.transformer import Decoder
 from gpt.options import ran_out_of_memory
 from gpt.text.shards import Corpus
 from gpt.training.available import available_memory
-from gpt.training.batch_size import fit_with_less, largest_fit, needed_memory, smaller, usable
+from gpt.training.batch_size import fit_with_less, largest_fit, needed_memory, own_share, smaller, usable
 from gpt.training.memory import PREDICTABLE
 from gpt.training.metrics import size
 from gpt.training.optimizers import Optimizers
@@ -32,6 +32,8 @@ def explain(error: BaseException, trainer: Trainer) -> str:
     latest, at_most = trainer.checkpoints.latest(), "" if held is None else f": {size(held)} at most so far"
     if trainer.done and latest == trainer.checkpoints.at(trainer.state.step):
         return f"Out of memory after the last step{at_most}. The run is complete: its last checkpoint is {latest}."
+    if trainer.model.sharded:
+        return f"Out of memory after step {trainer.state.step:,}{at_most}. {unmeasured(trainer)}"
     free(error, trainer)
     try:
         figures, way = find_way(trainer, held or 0)
@@ -70,7 +72,7 @@ def find_way(trainer: Trainer, held: int) -> tuple[str, str]:
 
 def unmeasured(trainer: Trainer) -> str:
     """The next smaller split, where it cannot be known what one takes; "" where there is no more to try."""
-    whole, now = trainer.config.train.global_batch, trainer.config.train.micro_batch
+    whole, now = own_share(trainer.config), trainer.config.train.micro_batch
     if now == 1:
         less = not trainer.config.train.activation_checkpointing
         return "train.activation_checkpointing=true needs less" if less else ""

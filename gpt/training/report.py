@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from gpt.config import RunConfig
+from gpt.config.device import processes
 from gpt.inference.console import printable
 from gpt.inference.decode import Sample
 from gpt.model.hardware import Hardware, peak_flops
@@ -49,7 +50,8 @@ class Reporter:
         self.curves: list[Curve] | None = None  # read from the file when first drawn, and kept up from then on
         self.state = state
         self.tokens_per_step = config.train.global_batch * tokens_per_sequence
-        self.flops_per_token, self.peak = model.flops_per_token(), peak_flops(hardware)
+        peak = peak_flops(hardware)
+        self.flops_per_token, self.peak = model.flops_per_token(), peak and peak * processes()
         self.val_bits = state.best_bits_per_byte
         self.began, self.before = state.step, state.elapsed_seconds
         self.told = False  # how long it will take, and how much memory it takes
@@ -144,6 +146,26 @@ class Reporter:
                 sinks.callback(sink.close)
             if self.undrawn:
                 self.draw()
+
+
+class Silent:
+    """What a process reports to that is not the one to write: nobody. As `Reporter`."""
+
+    class Line:
+        def say(self, text: str, style: str | None = None) -> None: ...
+
+    def __init__(self) -> None:
+        self.line = self.Line()
+
+    def log_training(self, step: int, loss: float, norm: float, scale: float) -> None: ...
+
+    def log_evaluation(self, step: int, evaluation: Evaluation, samples: list[Sample]) -> None: ...
+
+    def settle(self) -> None: ...
+
+    def end_step(self, step: int, restart_clock: bool) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def indented(text: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from gpt.training.diagnosis import diagnose, write_report
 from gpt.training.finite import Diverged
 from gpt.training.trainer import Trainer
@@ -11,13 +13,18 @@ def why(trainer: Trainer, error: Diverged) -> str:
     """What is not finite and, where a batch is to blame, how far that can be found out."""
     if error.start is None:
         return f"{error}."
-    found = diagnose(trainer, error.start)
-    return f"{error}.\n{found.sentence(write_report(found, trainer.run_dir))}"
+    if trainer.model.sharded:  # no process could compute the step again by itself
+        first, count = left_out(trainer, error)
+        return f"{error}: training sequences {first} to {first + count - 1}."
+    all_found = trainer.ranks.gather(diagnose(trainer, error.start))
+    found = next((one for one in all_found if one.place), all_found[0])
+    return f"{error}.\n{found.sentence(write_report(found, trainer.run_dir) if trainer.ranks.main else Path())}"
 
 
 def verdict(trainer: Trainer, error: Diverged) -> tuple[bool, str]:
     """Whether the run goes on from its last checkpoint, and that in words, or what helps."""
-    train, latest, rollbacks = trainer.config.train, trainer.checkpoints.latest(), trainer.state.rollbacks
+    train, rollbacks = trainer.config.train, trainer.state.rollbacks
+    latest = trainer.ranks.from_main(trainer.checkpoints.latest)
     kept = f"The last checkpoint, {latest}, is intact. " if latest else "There is no checkpoint yet. "
     if error.start is None:
         return False, f"{kept}No batch is to blame that could be left out: try a lower optimizer.lr."

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from gpt.config import RunConfig
-from gpt.model.hardware import choose_hardware
+from gpt.config.device import processes
+from gpt.model.hardware import Hardware, choose_hardware
 from gpt.model.huggingface import CONFIG_FILE
-from gpt.options import UserError, ran_out_of_memory, say, to_yaml
+from gpt.options import UserError, complain, ran_out_of_memory, say, to_yaml
 from gpt.text.batches import TrainingData, counted_tokens, training_data
 from gpt.text.files import check_writable_folder, write_whole
 from gpt.text.shards import Corpus, prepare
@@ -24,28 +26,87 @@ from gpt.training.initial import check_initial
 from gpt.training.interrupts import Interrupts
 from gpt.training.memory import Memory, predict_memory, predictable
 from gpt.training.out_of_memory import explain, explain_building
-from gpt.training.report import Reporter
+from gpt.training.parallel.ranks import Elsewhere, Ranks, join
+from gpt.training.report import Reporter, Silent
 from gpt.training.rollback import left_out, verdict, why
 from gpt.training.summary import print_start, print_summary
 from gpt.training.trainer import Trainer
 
 
 def train(config: RunConfig, stop_at: int | None = None) -> int:
-    """Start or continue the run that `config` describes. Returns the exit status.
+    """Start or continue the run that `config` describes, with the other processes of torchrun. Returns the exit status.
 
-    0: the run is complete; 1: it diverged, or ran out of memory; 130 or 143: it was interrupted and can be continued.
-    `stop_at`: the step after which to save and stop as if interrupted, with status 0. Raises UserError.
+    0: the run is complete; 1: it diverged, ran out of memory, or lost a process; 130, 138 or 143: it was interrupted
+    and can be continued. `stop_at`: the step after which to save and stop as if interrupted, with status 0. Raises
+    UserError.
     """
-    run_dir = Path(config.run_dir).expanduser()
     hardware = choose_hardware(config.train.device, config.train.precision, config.model.n_embd, config.train.compile)
-    check_run_dir(config, run_dir)
-    corpus = prepare(config.data, config.tokenizer, say)
+    ranks = join(hardware.device)
+    try:
+        status = train_together(config, hardware, ranks, stop_at)
+        ranks.leave()
+        return status
+    except Elsewhere as error:
+        return error.status
+    except BaseException as error:
+        why = ranks.why_lost(error)
+        if why is None:
+            ranks.tell(error)
+            raise
+        if why:
+            complain(f"{why}. The same command continues from the last checkpoint.")
+        return 1
+
+
+def train_together(config: RunConfig, hardware: Hardware, ranks: Ranks, stop_at: int | None) -> int:
+    """As `train`, in each of its processes."""
+    run_dir = Path(config.run_dir).expanduser()
+    with ranks.agreeing():
+        check_run_dir(config, run_dir)
+    corpus = ranks.one_by_one(lambda: prepare(config.data, config.tokenizer, say))
+    with ranks.agreeing():
+        config = checked(config, corpus)
+    created = ranks.from_main(lambda: make_run_dir(run_dir))
+    with ranks.agreeing():
+        if not run_dir.is_dir():
+            raise UserError(f"run_dir={run_dir} is not there: give a folder that all hosts share")
+    trainers = Trainers(config, corpus, hardware, run_dir, say, ranks)
+    try:
+        with ExitStack() as held:
+            with ranks.agreeing():
+                if ranks.main:
+                    held.enter_context(lock(run_dir))
+            try:
+                return train_locked(trainers.make, run_dir, stop_at, ranks)
+            finally:
+                trainers.finish()
+    except UserError:
+        if ranks.main and created and not CheckpointFolder(run_dir).path.exists():
+            shutil.rmtree(run_dir)  # nothing has happened there
+        raise
+    except Exception as error:
+        if not ran_out_of_memory(error):
+            raise
+        ranks.tell(error)
+        complain(explain(error, trainers.current) if trainers.current else explain_building(config, corpus))
+        return 1
+
+
+def checked(config: RunConfig, corpus: Corpus) -> RunConfig:
+    """The configuration of a run on this corpus, once nothing speaks against it. Raises UserError."""
     check_held_out(corpus, config.model.context_length)
     if config.init_from:
         check_initial(config, corpus.tokenizer)
+    if processes() > 1 and config.train.batch_size != "auto":  # so that a checkpoint tells it to any number of them
+        config = replace(config, train=replace(config.train, global_batch_size=config.train.global_batch))
     config = with_max_epochs(config, corpus)  # refuses a corpus that is too short
     if config.train.sample_prompt:
         corpus.tokenizer.encode(config.train.sample_prompt)  # a prompt that cannot be encoded is refused now
+    return config
+
+
+def make_run_dir(run_dir: Path) -> bool:
+    """Make the folder of a run; whether it is new. Raises UserError."""
     created = not run_dir.exists()
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -53,31 +114,22 @@ def train(config: RunConfig, stop_at: int | None = None) -> int:
         raise UserError(f"run_dir={run_dir} cannot be made ({error.strerror}); choose another run_dir") from None
     if created:
         flush_folder(run_dir.parent)
-    trainers = Trainers(config, corpus, hardware, run_dir, say)
+    return created
+
+
+def lock(run_dir: Path) -> AcquireReturnProxy:
+    """The folder of a run for this process alone, to release with `with`. Raises UserError."""
     try:
-        with FileLock(run_dir / ".lock", timeout=0):
-            try:
-                return train_locked(trainers.make, run_dir, stop_at)
-            finally:
-                trainers.finish()
+        return FileLock(run_dir / ".lock").acquire(timeout=0)
     except Timeout:
         raise UserError(
             f"run_dir={run_dir} is in use by another process; wait for it, or choose another run_dir"
         ) from None
-    except UserError:
-        if created and not CheckpointFolder(run_dir).path.exists():
-            shutil.rmtree(run_dir)  # nothing has happened there
-        raise
-    except Exception as error:
-        if not ran_out_of_memory(error):
-            raise
-        say(explain(error, trainers.current) if trainers.current else explain_building(config, corpus))
-        return 1
 
 
-def restored(make_trainer: Callable[[], Trainer], run_dir: Path) -> tuple[Trainer, bool]:
+def restored(make_trainer: Callable[[], Trainer], run_dir: Path, ranks: Ranks) -> tuple[Trainer, bool]:
     """A trainer where the newest checkpoint that is whole leaves off, and whether there was one; damage is told."""
-    for line in CheckpointFolder(run_dir).set_damaged_aside():
+    for line in ranks.from_main(CheckpointFolder(run_dir).set_damaged_aside):
         say(line)
     trainer = make_trainer()
     found = trainer.restore()
@@ -86,21 +138,23 @@ def restored(make_trainer: Callable[[], Trainer], run_dir: Path) -> tuple[Traine
     return trainer, found
 
 
-def train_locked(make_trainer: Callable[[], Trainer], run_dir: Path, stop_at: int | None) -> int:
+def train_locked(make_trainer: Callable[[], Trainer], run_dir: Path, stop_at: int | None, ranks: Ranks) -> int:
     """A session of a run; of one that rolls back, as many as it takes."""
-    trainer, state_before = restored(make_trainer, run_dir)
+    trainer, state_before = restored(make_trainer, run_dir, ranks)
     if trainer.done:
         say(f"{trainer.run_dir} is complete: {complete(trainer)}")
-        print_summary(trainer, [])
+        if ranks.main:
+            print_summary(trainer, [])
         return 0
-    config = trainer.config
-    write_whole(trainer.run_dir / "config.yaml", [to_yaml(config)])
-    memory = predict_memory(trainer) if predictable(trainer) else None
-    print_start(trainer, memory)
+    config, memory = trainer.config, None
+    if ranks.main:
+        write_whole(trainer.run_dir / "config.yaml", [to_yaml(config)])
+        memory = predict_memory(trainer) if predictable(trainer) else None
+        print_start(trainer, memory)
     if state_before:
         changed = f", with {'; '.join(trainer.changes)}" if trainer.changes else ""
         say(f"continuing at step {trainer.state.step:,} of {config.train.max_steps:,}{changed}")
-    with Interrupts(stop_at) as interrupts:
+    with Interrupts(stop_at, ranks) as interrupts:
         rolled_back = False
         while True:
             diverged = fit(trainer, interrupts, memory, rolled_back)
@@ -115,7 +169,7 @@ def train_locked(make_trainer: Callable[[], Trainer], run_dir: Path, stop_at: in
             # As another process would: nothing that has been computed since the checkpoint is left.
             state, skipped = trainer.state, [*trainer.state.skipped, left_out(trainer, diverged)]
             del trainer, diverged
-            trainer, _ = restored(make_trainer, run_dir)
+            trainer, _ = restored(make_trainer, run_dir, ranks)
             trainer.state.rollbacks, trainer.state.skipped = state.rollbacks + 1, skipped
             trainer.state.wandb_id = state.wandb_id
     if not trainer.done:
@@ -123,16 +177,20 @@ def train_locked(make_trainer: Callable[[], Trainer], run_dir: Path, stop_at: in
         return interrupts.exit_status
     if trainer.stopped_early:
         say(f"Stopped early: {complete(trainer)}")
-    print_summary(trainer, trainer.samples_of_best() if trainer.state.base else [])
+    samples = trainer.samples_of_best() if trainer.state.base else []
+    if ranks.main:
+        print_summary(trainer, samples)
     return 0
 
 
 def fit(trainer: Trainer, interrupts: Interrupts, memory: Memory | None, rolled_back: bool) -> Diverged | None:
     """Train to the end, an interrupt, or a number that is not finite, which is returned."""
-    reporter = Reporter(
-        trainer.config, trainer.run_dir, trainer.state, trainer.model, trainer.hardware,
-        trainer.data.tokens_per_sequence, memory.peak if memory else None, rolled_back,
-    )  # fmt: skip
+    reporter: Reporter | Silent = Silent()
+    if trainer.ranks.main:
+        reporter = Reporter(
+            trainer.config, trainer.run_dir, trainer.state, trainer.model, trainer.hardware,
+            trainer.data.tokens_per_sequence, memory.peak if memory else None, rolled_back,
+        )  # fmt: skip
     try:
         trainer.fit(reporter, interrupts)
     except Diverged as error:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from gpt.model.transformer import Decoder
 from gpt.training.checkpoints import TrainerState
+from gpt.training.parallel.layouts import Layout
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,10 @@ class Writer:
 
 
 @torch.no_grad()
-def first_not_finite(model: Decoder) -> str | None:
-    """The name of a weight that holds what is no finite number; None where all are finite."""
-    named = dict(model.named_parameters())
+def first_not_finite(model: Decoder, layout: Layout | None = None) -> str | None:
+    """The name of a weight that holds what is no finite number, here; None where all are finite."""
+    own = (layout or Layout()).own
+    named = {name: own(parameter) for name, parameter in model.named_parameters()}
     if torch.stack([parameter.sum() for parameter in named.values()]).isfinite().all():  # the cheapest look at all
         return None
     return next((name for name, parameter in named.items() if not parameter.isfinite().all()), None)

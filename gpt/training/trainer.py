@@ -21,27 +21,23 @@ from gpt.inference.sampling import NotFinite
 from gpt.model.adapters import load_adapters, save_adapters
 from gpt.model.hardware import Hardware, muon_dtype
 from gpt.model.huggingface import load_weights, save_model
-from gpt.options import UserError, defaults, ran_out_of_memory, to_dict
+from gpt.options import to_dict
 from gpt.text.batches import training_data
 from gpt.text.shards import Corpus
 from gpt.training.base import hub_model, keep_base
-from gpt.training.checkpoints import (
-    CheckpointFolder,
-    TrainerState,
-    read_state,
-    read_tensors,
-    what_is_wrong,
-    write_trainer,
-)
+from gpt.training.checkpoints import CheckpointFolder, TrainerState, read_state, write_trainer
 from gpt.training.evaluation import Evaluation, evaluate
 from gpt.training.feed import Feed
 from gpt.training.finite import Diverged, FiniteWatch, StepStart
-from gpt.training.identity import changes, completed, identity, refuse_differences
+from gpt.training.identity import identity, refuse_differences
 from gpt.training.initial import build_model
 from gpt.training.interrupts import Interrupts
-from gpt.training.optimizers import Optimizers, clip_divisor, gradient_norm
-from gpt.training.process import random_states, resident_memory, restore_random_states
-from gpt.training.report import Reporter
+from gpt.training.optimizers import Optimizers, clip_divisor
+from gpt.training.parallel.choice import make_strategy
+from gpt.training.parallel.ranks import Ranks
+from gpt.training.process import random_states, resident_memory
+from gpt.training.report import Reporter, Silent
+from gpt.training.restoring import restore
 from gpt.training.samples import write_samples
 from gpt.training.saving import Snapshot, Writer, copied, first_not_finite
 from gpt.training.schedules import lr_scale
@@ -55,7 +51,11 @@ class Trainer:
     Raises UserError where that holds a run of another model, tokenizer, corpus or seed, listing the differences.
     """
 
-    def __init__(self, config: RunConfig, corpus: Corpus, hardware: Hardware, run_dir: Path) -> None:
+    def __init__(
+        self, config: RunConfig, corpus: Corpus, hardware: Hardware, run_dir: Path, ranks: Ranks | None = None
+    ) -> None:
+        """`ranks`: the processes that train together; by default this one alone."""
+        self.ranks = ranks or Ranks()
         self.process_memory = resident_memory() or 0  # bytes, before there is a model
         torch.manual_seed(config.seed)
         if config.train.deterministic:
@@ -64,23 +64,28 @@ class Trainer:
         self.config, self.corpus, self.hardware, self.run_dir = config, corpus, hardware, run_dir
         self.checkpoints = CheckpointFolder(run_dir)
         self.state = TrainerState(identity=identity(config, corpus), config=to_dict(config))
-        if latest := self.checkpoints.latest():
-            refuse_differences(read_state(latest).identity, self.state.identity, run_dir)
-        self.base_name = keep_base(config) if config.lora.rank else ""
-        self.model = build_model(config, corpus.tokenizer).to(hardware.device)
+        with self.ranks.agreeing():
+            if latest := self.checkpoints.latest():
+                refuse_differences(read_state(latest).identity, self.state.identity, run_dir)
+            self.base_name = self.ranks.from_main(lambda: keep_base(config)) if config.lora.rank else ""
+            self.model = build_model(config, corpus.tokenizer)
         self.model.recompute = config.train.activation_checkpointing
-        self.hidden = torch.compile(self.model.hidden) if hardware.compile else self.model.hidden
-        self.optimizers = Optimizers(self.model, config.optimizer, muon_dtype(hardware.device))
-        self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.precision == "fp16")
-        train = config.train
-        self.data = training_data(corpus.train, config.model.context_length, config.seed, train.global_batch)
-        self.feed = Feed(self.data, train.micro_batch, train.grad_accum_steps, hardware.device)
+        self.parallel = make_strategy(config, self.model, hardware, self.ranks)
+        self.optimizers = Optimizers(self.model, config.optimizer, muon_dtype(hardware.device), self.parallel.layout)
+        self.scaler = self.parallel.scaler(hardware.device, enabled=hardware.precision == "fp16")
+        self.data = training_data(corpus.train, config.model.context_length, config.seed, config.train.global_batch)
+        self.feed = self.make_feed()
         self.changes: list[str] = []  # options that a continued run has changed
         self.damage: list[str] = []  # what was found of checkpoints that are not as they were written
         self.writer = Writer(config.train.async_save)
         self.watch = FiniteWatch(hardware.device)
 
-    def fit(self, reporter: Reporter, interrupts: Interrupts) -> None:
+    def make_feed(self) -> Feed:
+        train, ranks = self.config.train, self.ranks
+        device = self.hardware.device
+        return Feed(self.data, train.micro_batch, train.grad_accum_steps, device, ranks.rank, ranks.world)
+
+    def fit(self, reporter: Reporter | Silent, interrupts: Interrupts) -> None:
         """Train to the end, or until interrupted; either way the last step done is in a checkpoint.
 
         Raises `Diverged` as soon as a number that is not finite is seen, and what went wrong with writing a checkpoint.
@@ -129,18 +134,21 @@ class Trainer:
         """One optimizer update. Returns the mean loss (nats a token), the norm of the gradient before clipping, both
         on the device, and the learning rate over its peak."""
         train, device = self.config.train, self.hardware.device
+        self.ranks.seed(self.config.seed, self.state.step)
         start = StepStart(self.state.step, self.next_sequence(), random_states(device))
         self.watch.begin(start)
         batches = self.feed.step(start.first_sequence)
         loss = torch.zeros((), device=device)
-        for inputs, targets in batches.micro_batches:
-            with self.hardware.autocast():
-                part = self.model.summed_loss(self.hidden(inputs), targets) / batches.n_tokens
-            self.scaler.scale(part).backward()
+        for number, (inputs, targets) in enumerate(batches.micro_batches, 1):
+            with self.parallel.micro_batch(last=number == len(batches.micro_batches)):
+                with self.hardware.autocast():
+                    part = self.parallel.loss(inputs, targets) / batches.n_tokens
+                self.scaler.scale(part).backward()
             loss += part.detach()
+        loss = self.ranks.sum(loss)
         for optimizer, _ in self.optimizers.peaks:
             self.scaler.unscale_(optimizer)
-        norm = gradient_norm(self.model)
+        norm = self.optimizers.gradient_norm()
         scale = lr_scale(self.config.schedule, self.state.step, train.max_steps)
         # Scaled fp16 gradients overflow now and then; at a scale below 1 they would have without it.
         overflow = self.scaler.is_enabled() and not norm.isfinite() and self.scaler.get_scale() >= 1
@@ -174,7 +182,10 @@ class Trainer:
         self.watch.check()
         train, state = self.config.train, self.state
         size = train.eval_batch_size or train.micro_batch
-        result = evaluate(self.model, self.corpus.val, self.corpus.tokenizer, self.hardware, size, train.eval_tokens)
+        result = evaluate(
+            self.model, self.corpus.val, self.corpus.tokenizer, self.hardware, size, train.eval_tokens, None, self.ranks
+        )
+        self.parallel.rest()
         if not math.isfinite(result.loss):
             raise Diverged(f"step {state.step}: the validation loss is {result.loss}")
         if state.best_loss is not None and result.loss >= state.best_loss:
@@ -184,7 +195,7 @@ class Trainer:
         state.best_bits_per_byte = result.bits_per_byte
         return result, True
 
-    def evaluate_base(self, reporter: Reporter) -> None:
+    def evaluate_base(self, reporter: Reporter | Silent) -> None:
         """Score the initial model, let it write, and keep it as the checkpoint that fine-tuning has to beat."""
         evaluation, _ = self.evaluate()
         samples = self.sampled(reporter, COMPARED_SAMPLES)
@@ -201,10 +212,16 @@ class Trainer:
         reporter.end_step(0, restart_clock=True)
 
     def samples(self, count: int, first: int = 0) -> list[Sample]:
-        """What the model writes now: samples number `first` … of the seed."""
-        return write_samples(self.model, self.corpus, self.config, count, first)
+        """What the model writes now: samples number `first` … of the seed. Of several processes one lets it write,
+        unless each has but a part of it."""
+        if not (self.ranks.main or self.model.sharded):
+            return []
+        try:
+            return write_samples(self.model, self.corpus, self.config, count, first)
+        finally:
+            self.parallel.rest()
 
-    def sampled(self, reporter: Reporter, count: int, first: int = 0) -> list[Sample]:
+    def sampled(self, reporter: Reporter | Silent, count: int, first: int = 0) -> list[Sample]:
         """As `samples`, and where the model cannot write, a word about it: training may go on all the same."""
         try:
             return self.samples(count, first)
@@ -222,14 +239,16 @@ class Trainer:
         """Have a checkpoint of this step published. Raises `Diverged` rather than save what is not finite, and what
         went wrong with the one before."""
         self.watch.check()
-        if name := first_not_finite(self.model):
+        if name := next(filter(None, self.ranks.gather(first_not_finite(self.model, self.parallel.layout))), None):
             raise Diverged(f"step {self.state.step}: a weight is not finite, in {name}")
         self.writer.wait()  # before there is a second copy
         self.state.scaler = self.scaler.state_dict()
         make = copied if self.config.train.async_save else Snapshot
         random = random_states(self.hardware.device)
-        snapshot = make(self.state, self.model, self.optimizers.state_tensors(), random)
-        self.writer.run(lambda: self.publish(snapshot))
+        model, optimizer = self.parallel.full_model(self.ranks.main), self.optimizers.full_state(self.ranks.main)
+        if model is not None:
+            snapshot = make(self.state, model, optimizer, random)
+            self.writer.run(lambda: self.publish(snapshot))
 
     def publish(self, snapshot: Snapshot) -> None:
         """Write a checkpoint and let older ones go."""
@@ -249,45 +268,9 @@ class Trainer:
 
     def load(self, folder: Path) -> None:
         """Take over the weights of a checkpoint of this run: all, or those of the adapters. Raises UserError."""
-        (load_adapters if self.config.lora.rank else load_weights)(self.model, folder)
+        read = load_adapters if self.config.lora.rank else load_weights
+        self.parallel.load(lambda model: read(model, folder))
 
     def restore(self) -> bool:
-        """Continue from the newest checkpoint of the run folder; whether there was one. Raises UserError.
-
-        A best one that is no longer as it was written is set aside; then the next evaluation begins anew.
-        """
-        folder = self.checkpoints.latest()
-        if folder is None:
-            return False
-        state = read_state(folder)
-        self.load(folder)
-        optimizer, random = read_tensors(folder)
-        try:
-            self.optimizers.load_state_tensors(optimizer)
-            restore_random_states(random, self.hardware.device)
-            if state.scaler:  # empty where the run had another precision
-                self.scaler.load_state_dict(state.scaler)
-        except (KeyError, ValueError, RuntimeError, TypeError) as error:
-            if ran_out_of_memory(error):
-                raise  # else it was written by another hand than ours
-            raise UserError(f"{folder} does not fit its run ({error!r}); choose another run_dir") from None
-        self.changes = changes(completed(state.config, defaults(RunConfig)), self.state.config)
-        state.config = self.state.config
-        self.state = state
-        best = self.checkpoints.at(state.step if state.best_step is None else state.best_step)
-        if best != folder and (why := self.why_not_best(best)):
-            best = folder
-            self.damage.append(why)
-            if not self.done:
-                self.damage.append("The best from now on is looked for anew.")
-                state.best_loss = state.best_step = state.best_bits_per_byte = None
-                state.bad_evaluations = 0
-        self.checkpoints.point_best(self.checkpoints.step_of(best))  # a kill may have come before pointing
-        return True
-
-    def why_not_best(self, folder: Path) -> str | None:
-        """What is said of the best checkpoint where it is gone, or damaged (and so renamed); None where it is whole."""
-        if not folder.is_dir():
-            return f"The best checkpoint, {folder}, is gone."
-        why = what_is_wrong(folder)
-        return why and self.checkpoints.set_aside(folder, why)
+        """Continue from the newest checkpoint of the run folder; whether there was one. Raises UserError."""
+        return restore(self)

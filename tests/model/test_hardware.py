@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gpt.model import hardware
 from gpt.model.attention import sdpa_backend
-from gpt.model.hardware import GPU_PEAKS, choose_hardware, choose_precision, gpu_peak, measure_peak
+from gpt.model.hardware import GPU_PEAKS, choose_device, choose_hardware, choose_precision, gpu_peak, measure_peak
 from gpt.options import UserError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -45,10 +45,18 @@ def test_fp16_needs_cuda() -> None:
         choose_hardware("cpu", "fp16", 64)
 
 
-def test_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="one process"):
-        choose_hardware("cpu", "fp32", 64)
+def test_each_process_of_a_host_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert choose_device("auto") == choose_device("cuda") == torch.device("cuda:3")
+    assert choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(UserError, match="device=cuda:1 is for one process"):
+        choose_device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="LOCAL_RANK=3: this machine has 2 GPUs"):
+        choose_device("auto")
 
 
 def test_what_was_asked_for_is_used_and_said() -> None:

@@ -31,6 +31,9 @@ class Numbered:
         targets[inputs[:, 0] % 5 == 0, 0] = IGNORE
         return inputs, targets
 
+    def counted(self, first_sequence: int, count: int) -> int:
+        return sum(3 - (number % 5 == 0) for number in range(first_sequence, first_sequence + count))
+
 
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, data: Any, batch_size: int, micro_batches: int) -> Feed:
     """A feed that reads ahead, with its device and pinning replaced by the CPU's memory."""

@@ -1,0 +1,40 @@
+"""Which of the strategies a run takes: the one that is asked for, or the simplest that fits."""
+
+from __future__ import annotations
+
+import torch
+
+from gpt.config import RunConfig
+from gpt.model.hardware import DTYPES, Hardware
+from gpt.model.transformer import Decoder
+from gpt.training.available import available_memory
+from gpt.training.parallel.ranks import Group, Ranks
+from gpt.training.parallel.strategies import Alone, Replicated, Sharded
+
+COPY_SHARE = 0.7  # of the memory, at most, for what a copy holds from step to step; activations take the rest
+
+
+def make_strategy(config: RunConfig, model: Decoder, hardware: Hardware, ranks: Ranks) -> Alone:
+    """Move the model to the device and share it among the processes as `config.parallel` says."""
+    device, dtype = hardware.device, DTYPES[config.train.reduce_dtype]
+    if isinstance(ranks, Group) and choose(config, model, device, ranks) == "fsdp":
+        return Sharded(model, ranks, dtype, device, hardware.compile)
+    model.to(device)
+    hidden = torch.compile(model.hidden) if hardware.compile else model.hidden
+    return Replicated(model, hidden, ranks, dtype) if isinstance(ranks, Group) else Alone(model, hidden)
+
+
+def choose(config: RunConfig, model: Decoder, device: torch.device, ranks: Ranks) -> str:
+    """ddp or fsdp, in all processes alike."""
+    if config.parallel != "auto":
+        return config.parallel
+    available = available_memory(device)
+    if available is not None and device.type == "cpu":
+        available //= ranks.local_world
+    return "ddp" if ranks.all_true(available is None or copy_bytes(model) <= COPY_SHARE * available) else "fsdp"
+
+
+def copy_bytes(model: Decoder) -> int:
+    """What a copy holds from step to step: weights, and of those that are trained the gradients and the two means of
+    AdamW, of which Muon keeps one."""
+    return sum(p.nbytes * (4 if p.requires_grad else 1) for p in model.parameters())

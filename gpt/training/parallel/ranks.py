@@ -1,0 +1,222 @@
+"""The processes of a run, as torchrun or a scheduler starts them: who they are, and what they agree on.
+
+A run is started in each process alike, with RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT in the
+environment. Rank 0 speaks and writes for all. What the host needs to agree on goes through the store that torchrun
+keeps, or over gloo from memory to memory, so that no GPU has to wait for it.
+
+A process that fails leaves word of why in the store. The others notice by the connection that it loses, at once over
+gloo, within `TIMEOUT` over NCCL, and then say who it was.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gpt.config.device import processes
+from gpt.options import UserError, ran_out_of_memory
+
+TIMEOUT = timedelta(minutes=10)  # longest that a process waits for the others in the middle of training
+PATIENCE = timedelta(days=3)  # and while one of them prepares a corpus
+ROLL_CALL = timedelta(seconds=5)  # for the others to answer, when one is missing
+# How gloo, NCCL and the store report that another process is gone.
+LOST = re.compile(
+    r"Connection (closed|reset|refused)|gloo|NCCL|Broken pipe|[Tt]imed out|connectFullMesh|Socket|failed to recv"
+)
+T = TypeVar("T")
+RUNS = itertools.count()  # in this process, each with words of its own in the store
+
+
+class Elsewhere(Exception):
+    """Another process of the run has failed, and says why itself."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__("another process of the run has failed")
+        self.status = status
+
+
+class Ranks:
+    """One process alone: there is nobody to agree with."""
+
+    rank, world, local_rank, local_world = 0, 1, 0, 1
+    main = True  # whether it speaks and writes
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, in place; a tensor on the device, or on the CPU."""
+        return tensor
+
+    def all_true(self, here: bool) -> bool:
+        """Whether this holds in every process."""
+        return here
+
+    def gather(self, here: T) -> list[T]:
+        """What each process has, by rank."""
+        return [here]
+
+    def from_main(self, make: Callable[[], T]) -> T:
+        """What `make` gives in rank 0, in all."""
+        return make()
+
+    def one_by_one(self, make: Callable[[], T]) -> T:
+        """What `make` gives in each process: first in rank 0, then in one of every other host, then in all others."""
+        return make()
+
+    @contextmanager
+    def agreeing(self) -> Iterator[None]:
+        """What is done within succeeds in all processes, or fails in all: raises `Elsewhere` where it has failed in
+        another only, or in several and another tells."""
+        yield
+
+    def seed(self, seed: int, step: int) -> None:
+        """Give each process random numbers of its own for a step, whatever came before; a process alone goes on with
+        the one stream that its checkpoints keep."""
+
+    def begin_largest(self, number: int) -> Callable[[], int]:
+        """Starts to find the largest of the numbers of all processes; call what is returned for the result."""
+        return lambda: number
+
+    def leave(self) -> None:
+        """Wait for the others, at the end."""
+
+    def why_lost(self, error: BaseException) -> str | None:
+        """Where an error means that another process is gone: which, and what it left word of."""
+        return None
+
+    def tell(self, error: BaseException) -> None:
+        """Leave word of why this process fails."""
+
+
+class Group(Ranks):
+    """One of several processes. Raises UserError where the environment does not say how to find the others."""
+
+    def __init__(self, device: torch.device) -> None:
+        try:
+            self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+            self.local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        except (KeyError, ValueError) as error:
+            raise UserError(
+                f"WORLD_SIZE={os.environ['WORLD_SIZE']}: the environment does not say how the processes find each "
+                f"other ({error}); start them with torchrun, or leave WORLD_SIZE away"
+            ) from None
+        self.store = dist.PrefixStore(f"newleaf/{next(RUNS)}", store)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group(backend, store=self.store, rank=self.rank, world_size=self.world, timeout=TIMEOUT)
+        self.main, self.device, self.phase = self.rank == 0, device, 0
+        self.store.set(f"who/{self.rank}", f"process {os.getpid()} on {socket.gethostname()}")
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        dist.all_reduce(tensor)
+        return tensor
+
+    def all_true(self, here: bool) -> bool:
+        return int(self.sum(torch.tensor(int(here)))) == self.world
+
+    def from_main(self, make: Callable[[], T]) -> T:
+        with self.agreeing():
+            box: list[Any] = [make() if self.main else None]
+        dist.broadcast_object_list(box)
+        found: T = box[0]
+        return found
+
+    def gather(self, here: T) -> list[T]:
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, here)
+        return found
+
+    def one_by_one(self, make: Callable[[], T]) -> T:
+        found: list[T] = []
+        for turn in (self.rank == 0, self.local_rank == 0 and self.rank != 0, self.local_rank != 0):
+            with self.agreeing():
+                if turn:
+                    found.append(make())
+        return found[0]
+
+    @contextmanager
+    def agreeing(self) -> Iterator[None]:
+        error: BaseException | None = None
+        try:
+            yield
+        except Elsewhere:  # of a phase within, which has ended this one too
+            raise
+        except Exception as failure:
+            error = failure
+        self.phase += 1
+        word = "" if error is None else str(2 if isinstance(error, UserError) else 1)
+        self.store.set(f"phase/{self.phase}/{self.rank}", word)
+        if self.main:
+            words = [self.read(f"phase/{self.phase}/{rank}") for rank in range(self.world)]
+            failed = next((f"{rank} {status}" for rank, status in enumerate(words) if status), "")
+            self.store.set(f"phase/{self.phase}/verdict", failed)
+        teller, _, status = self.read(f"phase/{self.phase}/verdict").partition(" ")
+        if teller and (int(teller) != self.rank or error is None):
+            raise Elsewhere(int(status)) from error
+        if error is not None:
+            raise error
+
+    def read(self, key: str) -> str:
+        """What another process has put into the store, once it is there."""
+        self.store.wait([key], PATIENCE)
+        return self.store.get(key).decode()
+
+    def seed(self, seed: int, step: int) -> None:
+        torch.manual_seed(hash((seed, step, self.rank)) % 2**63)  # of integers, so the same in every process
+
+    def begin_largest(self, number: int) -> Callable[[], int]:
+        box = torch.tensor(number)
+        work = dist.all_reduce(box, dist.ReduceOp.MAX, async_op=True)
+
+        def result() -> int:
+            work.wait()
+            return int(box)
+
+        return result
+
+    def leave(self) -> None:
+        with self.agreeing():
+            pass
+        dist.destroy_process_group()
+
+    def why_lost(self, error: BaseException) -> str | None:
+        if isinstance(error, UserError) or ran_out_of_memory(error) or not LOST.search(str(error)):
+            return None
+        with suppress(Exception):
+            self.store.set(f"lost/{self.rank}", "")
+            time.sleep(ROLL_CALL.total_seconds())
+            missing = [rank for rank in range(self.world) if not self.store.check([f"lost/{rank}"])]
+            told = [rank for rank in missing if self.store.check([f"failed/{rank}"])]
+            answering = [rank for rank in range(self.world) if rank not in missing]
+            if answering[0] != self.rank:
+                return ""  # the first that is left speaks for all
+            if told:
+                return "; ".join(f"rank {rank} failed: {self.store.get(f'failed/{rank}').decode()}" for rank in told)
+            if missing:
+                return "; ".join(f"rank {rank} ({self.who(rank)}) no longer answers" for rank in missing)
+            return f"the processes lost contact: {str(error).partition(chr(10))[0]}"
+        return f"rank {self.rank} has lost contact with the others, and with the store that torchrun keeps for them"
+
+    def who(self, rank: int) -> str:
+        return self.store.get(f"who/{rank}").decode() if self.store.check([f"who/{rank}"]) else "never seen"
+
+    def tell(self, error: BaseException) -> None:
+        with suppress(Exception):
+            self.store.set(f"failed/{self.rank}", str(error).partition("\n")[0] or type(error).__name__)
+
+
+def join(device: torch.device) -> Ranks:
+    """The processes of this run, of which this is one."""
+    return Group(device) if processes() > 1 else Ranks()

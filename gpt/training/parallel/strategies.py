@@ -1,0 +1,191 @@
+"""How the processes of a run share one model: not at all (one process), as copies (DDP), or by rows (FSDP2).
+
+Each computes the loss of its own micro-batches. Gradients are summed over processes once in an update, with its last
+micro-batch, as torch's engines overlap that with the backward pass. A sum, not a mean: losses are divided by the tokens
+of the whole global batch already.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from gpt.model.transformer import Decoder
+from gpt.training.parallel.layouts import Layout, RowLayout
+from gpt.training.parallel.ranks import Ranks
+
+Hidden = Callable[[Tensor], Tensor]
+
+
+class Alone:
+    """One process with the whole model."""
+
+    name = "alone"
+
+    def __init__(self, model: Decoder, hidden: Hidden | None = None) -> None:
+        """`hidden`: `model.hidden`, or that compiled."""
+        self.model, self.hidden = model, hidden or model.hidden
+        self.layout = Layout()
+
+    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss of a micro-batch [B, T], summed over its tokens, scalar."""
+        return self.model.summed_loss(self.hidden(inputs), targets)
+
+    @contextmanager
+    def micro_batch(self, last: bool) -> Iterator[None]:
+        """Forward and backward of one micro-batch happen within. `last`: of an update."""
+        yield
+
+    def scaler(self, device: torch.device, enabled: bool) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler(device.type, enabled=enabled)
+
+    def rest(self) -> None:
+        """After the model has computed without gradients: give back what only that needed."""
+
+    def full_model(self, keep: bool = True) -> Decoder | None:
+        """The model with whole parameters; None where it is not to be kept. All processes must call it."""
+        return self.model if keep else None
+
+    def load(self, read: Callable[[Decoder], None]) -> None:
+        """Have `read` fill the whole model."""
+        read(self.model)
+
+
+class Replicated(Alone):
+    """Each process has a copy; `torch.nn.parallel.DistributedDataParallel` keeps them equal.
+
+    `reduce_dtype`: in which gradients travel.
+    """
+
+    name = "ddp"
+
+    def __init__(self, model: Decoder, hidden: Hidden, ranks: Ranks, reduce_dtype: torch.dtype) -> None:
+        super().__init__(model, hidden)
+        self.layout = Layout(ranks.rank, ranks.world)
+        self.wrapped = nn.parallel.DistributedDataParallel(
+            Loss(model, hidden), broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+        self.wrapped.register_comm_hook(reduce_dtype, summed)
+
+    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        found: Tensor = self.wrapped(inputs, targets)
+        return found
+
+    @contextmanager
+    def micro_batch(self, last: bool) -> Iterator[None]:
+        if last:
+            yield
+        else:
+            with self.wrapped.no_sync():
+                yield
+
+
+class Loss(nn.Module):
+    """What `DistributedDataParallel` wraps, as it wants one call for forward."""
+
+    def __init__(self, model: Decoder, hidden: Hidden) -> None:
+        super().__init__()
+        self.model, self.hidden = model, hidden
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        return self.model.summed_loss(self.hidden(inputs), targets)
+
+
+def summed(dtype: torch.dtype, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """A communication hook that sums gradients, which travel in `dtype`. The default one would take their mean."""
+    buffer = bucket.buffer()
+    work = dist.all_reduce(buffer.to(dtype), async_op=True)
+    return work.get_future().then(lambda done: buffer.copy_(done.value()[0]))
+
+
+summed.__annotations__.clear()  # DDP wants them as types, or not at all
+
+
+class Sharded(Alone):
+    """Each process holds some rows of every parameter, and of its gradient and optimizer state: FSDP2 (Zhao et al.
+    2023). A block's parameters are whole while it computes, forward and backward, those outside the blocks from the
+    forward pass to the end of the backward."""
+
+    name = "fsdp"
+
+    def __init__(self, model: Decoder, ranks: Ranks, reduce_dtype: torch.dtype, device: torch.device, compiled: bool):
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+        super().__init__(model)
+        self.skeleton = skeleton_of(model)
+        model.sharded = True
+        mesh = init_device_mesh(device.type, (ranks.world,))
+        policy = MixedPrecisionPolicy(reduce_dtype=None if reduce_dtype == torch.float32 else reduce_dtype)
+        for block in model.blocks:
+            if compiled:
+                block.compile()
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(model, mesh=mesh, mp_policy=policy)
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)
+        self.layout: RowLayout = RowLayout(model, mesh)
+        self.main = ranks.main
+
+    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        found: Tensor = self.model(inputs, targets)
+        return found
+
+    @contextmanager
+    def micro_batch(self, last: bool) -> Iterator[None]:
+        self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
+        yield
+        if last:
+            self.layout.take_gradients()
+
+    def rest(self) -> None:
+        self.model.reshard()  # type: ignore[operator]
+
+    def scaler(self, device: torch.device, enabled: bool) -> torch.amp.GradScaler:
+        from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler  # an overflow anywhere counts for all
+
+        return ShardedGradScaler(device.type, enabled=enabled)
+
+    @torch.no_grad()
+    def full_model(self, keep: bool = True) -> Decoder | None:
+        """On the CPU."""
+        wholes: dict[str, Tensor] = {}
+        for name, parameter in self.model.named_parameters():
+            own = self.layout.own(parameter)
+            whole = self.layout.whole(own, own)
+            if keep:
+                wholes[name] = whole.to("cpu", copy=True)
+        return filled(self.skeleton, wholes) if keep else None
+
+    @torch.no_grad()
+    def load(self, read: Callable[[Decoder], None]) -> None:
+        parameters = dict(self.model.named_parameters())
+        full = filled(self.skeleton, {name: torch.empty(p.shape, dtype=p.dtype) for name, p in parameters.items()})
+        read(full)
+        for name, whole in full.named_parameters():
+            own = self.layout.own(parameters[name])
+            own.copy_(self.layout.part(own, whole))
+
+
+def skeleton_of(model: Decoder) -> Decoder:
+    """A copy that has the shapes of parameters without their data; buffers are shared."""
+    stand_ins: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
+    for parameter in model.parameters():
+        stand_ins[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+    return copy.deepcopy(model, stand_ins)
+
+
+def filled(skeleton: Decoder, parameters: dict[str, Tensor]) -> Decoder:
+    """A copy of a skeleton that has these parameters, by name."""
+    stand_ins: dict[int, Any] = {id(buffer): buffer.cpu() for buffer in skeleton.buffers()}
+    for name, parameter in skeleton.named_parameters():
+        stand_ins[id(parameter)] = nn.Parameter(parameters[name], parameter.requires_grad)
+    return copy.deepcopy(skeleton, stand_ins)
