@@ -56,7 +56,8 @@ class Interrupts:
         """Whether to stop after this step. All processes must ask after each."""
         if self.ranks.world > 1:
             agreed, self.going_round = self.going_round(), self.ranks.begin_largest(self.received or 0)
-            self.received = self.received or (signal.Signals(agreed) if agreed else None)
+            if agreed and self.received is None:
+                self.note(agreed, None)
             return bool(agreed) or (self.stop_at is not None and step >= self.stop_at)
         return self.received is not None or (self.stop_at is not None and step >= self.stop_at)
 

@@ -91,6 +91,9 @@ class Trainer:
         Raises `Diverged` as soon as a number that is not finite is seen, and what went wrong with writing a checkpoint.
         """
         train = self.config.train
+        shape = train.micro_batch, self.config.model.context_length
+        with self.hardware.autocast():
+            self.parallel.begin(torch.zeros(shape, dtype=torch.long, device=self.hardware.device))
         if self.config.init_from and not self.state.base:
             self.evaluate_base(reporter)
         while not self.done:

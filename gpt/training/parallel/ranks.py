@@ -10,7 +10,6 @@ gloo, within `TIMEOUT` over NCCL, and then say who it was.
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import socket
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from gpt.config.device import processes
 from gpt.options import UserError, ran_out_of_memory
+from gpt.training.parallel.meeting import meet
 
 TIMEOUT = timedelta(minutes=10)  # longest that a process waits for the others in the middle of training
 PATIENCE = timedelta(days=3)  # and while one of them prepares a corpus
@@ -35,7 +35,6 @@ LOST = re.compile(
     r"Connection (closed|reset|refused)|gloo|NCCL|Broken pipe|[Tt]imed out|connectFullMesh|Socket|failed to recv"
 )
 T = TypeVar("T")
-RUNS = itertools.count()  # in this process, each with words of its own in the store
 
 
 class Elsewhere(Exception):
@@ -111,7 +110,7 @@ class Group(Ranks):
                 f"WORLD_SIZE={os.environ['WORLD_SIZE']}: the environment does not say how the processes find each "
                 f"other ({error}); start them with torchrun, or leave WORLD_SIZE away"
             ) from None
-        self.store = dist.PrefixStore(f"newleaf/{next(RUNS)}", store)
+        self.store = dist.PrefixStore(meet(store, self.rank, self.world, TIMEOUT), store)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         if device.type == "cuda":
             torch.cuda.set_device(device)

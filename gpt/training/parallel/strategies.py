@@ -45,6 +45,9 @@ class Alone:
     def scaler(self, device: torch.device, enabled: bool) -> torch.amp.GradScaler:
         return torch.amp.GradScaler(device.type, enabled=enabled)
 
+    def begin(self, tokens: Tensor) -> None:
+        """Before the first update of a session. `tokens` [B, T]: any, of the shape of a micro-batch."""
+
     def rest(self) -> None:
         """After the model has computed without gradients: give back what only that needed."""
 
@@ -69,9 +72,16 @@ class Replicated(Alone):
         super().__init__(model, hidden)
         self.layout = Layout(ranks.rank, ranks.world)
         self.wrapped = nn.parallel.DistributedDataParallel(
-            Loss(model, hidden), broadcast_buffers=False, gradient_as_bucket_view=True
+            Loss(model, hidden), forward_sync_buffers=False, gradient_as_bucket_view=True
         )
         self.wrapped.register_comm_hook(reduce_dtype, summed)
+
+    def begin(self, tokens: Tensor) -> None:
+        """Have DDP see one backward pass: before its second it lays gradients into other buckets, in which sums round
+        differently, so that a run continued would differ from one that never stopped."""
+        (0 * self.loss(tokens, tokens)).backward()
+        for parameter in self.model.parameters():
+            parameter.grad = None
 
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         found: Tensor = self.wrapped(inputs, targets)

@@ -25,9 +25,7 @@ def together() -> Together:
 
     def run(count: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         context = multiprocessing.get_context("spawn")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         results = context.SimpleQueue()
         jobs = [
             context.Process(target=called, args=(rank, count, port, results, function, arguments), daemon=True)
@@ -59,6 +57,13 @@ def called(rank: int, count: int, port: int, results: Any, function: Callable[..
         results.put((rank, ("returned", function(*arguments))))
     except BaseException:
         results.put((rank, ("raised", traceback.format_exc())))
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 def environment(rank: int, count: int, port: int) -> dict[str, str]:
