@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ from gpt.training.parallel.meeting import meet
 
 TIMEOUT = timedelta(minutes=10)  # longest that a process waits for the others in the middle of training
 PATIENCE = timedelta(days=3)  # and while one of them prepares a corpus
-ROLL_CALL = timedelta(seconds=5)  # for the others to answer, when one is missing
+ROLL_CALL = timedelta(seconds=2)  # for the others to answer, when one is missing
 # How gloo, NCCL and the store report that another process is gone.
 LOST = re.compile(
     r"Connection (closed|reset|refused)|gloo|NCCL|Broken pipe|[Tt]imed out|connectFullMesh|Socket|failed to recv"
@@ -193,6 +194,8 @@ class Group(Ranks):
     def why_lost(self, error: BaseException) -> str | None:
         if isinstance(error, UserError) or ran_out_of_memory(error) or not LOST.search(str(error)):
             return None
+        with suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as torchrun sends it at once, and kills soon after
         with suppress(Exception):
             self.store.set(f"lost/{self.rank}", "")
             time.sleep(ROLL_CALL.total_seconds())

@@ -56,7 +56,8 @@ def ending(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
 def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen[str]) -> None:
     metrics, ends = run_dir / "metrics.jsonl", time.monotonic() + 120
     while not (metrics.exists() and metrics.read_text().count("train/loss") >= step):
-        assert process.poll() is None and time.monotonic() < ends, process.communicate()[1]
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < ends
         time.sleep(0.02)
 
 
