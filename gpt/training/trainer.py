@@ -115,7 +115,8 @@ class Trainer:
             reporter.end_step(self.state.step, restart_clock=evaluating or saving)
             if stopping:
                 break
-        self.writer.wait()
+        with self.ranks.agreeing():  # who goes on from here may read that checkpoint
+            self.writer.wait()
 
     @property
     def checkpoint_every(self) -> int:

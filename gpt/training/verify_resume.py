@@ -3,9 +3,9 @@
 It trains `steps` updates without a break, and again in other processes that stop at each of `stops` and are continued,
 both in a temporary folder, and compares all that the two leave behind: weights, optimizer, scaler, random generators,
 data position, best checkpoint and the metrics of every step. With `split`, what continues computes the same global
-batch in other micro-batches. Then sums are taken in another order: losses agree within `LOSSES`, tensors of weights and
-of the optimizer within `TENSORS` of their norm (Adam and Muon turn the rounding of small gradients into larger steps,
-Muon that of bf16), and how near they really came is printed.
+batch in other micro-batches, with `ranks` in another number of processes. Then sums are taken in another order: losses
+agree within `LOSSES`, tensors of weights and of the optimizer within `TENSORS` of their norm (Adam and Muon turn the
+rounding of small gradients into larger steps, Muon that of bf16), and how near they really came is printed.
 
 Run it from the repository's folder, as train.py.
 """
@@ -14,7 +14,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
+import os
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -26,7 +29,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gpt.config import RunConfig
+from gpt.config import RunConfig, TrainConfig
 from gpt.options import UserError
 from gpt.training.checkpoints import OPTIMIZER, RANDOM, STATE, TRAINER, CheckpointFolder
 from gpt.training.metrics import read_lines
@@ -45,6 +48,12 @@ class Plan:
     steps: int
     stops: tuple[int, ...]
     split: tuple[int, int] | None = None  # sequences in a micro-batch and micro-batches, after the first stop
+    ranks: tuple[int, int] = (1, 1)  # processes that train together, until the first stop and after it
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether all sums are taken in the same order."""
+        return self.split is None and self.ranks[0] == self.ranks[1]
 
 
 def main(argv: list[str]) -> int:
@@ -60,10 +69,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--steps", type=int, default=STEPS, help=f"updates in all (default {STEPS})")
     parser.add_argument("--stops", default="", help="after which to stop, as 7,13 (default: in the middle)")
     parser.add_argument("--split", default="", help="micro-batch × micro-batches of what continues, as 2x4")
+    parser.add_argument("--ranks", default="1", help="processes that train together, and that continue, as 4,2")
     given, options = parser.parse_known_args(argv)
 
     def run(config: RunConfig) -> int:
-        return verify(config, read_plan(given.steps, given.stops, given.split, config))
+        plan = read_plan(given.steps, given.stops, given.split, config)
+        return verify(config, replace(plan, ranks=read_ranks(given.ranks, plan, config)))
 
     return door(COMMAND, run, options)
 
@@ -87,6 +98,20 @@ def read_plan(steps: int, stops: str, split: str, config: RunConfig) -> Plan:
     if int(rows) * int(count) != whole:
         raise UserError(f"--split {split}: must make the {whole} sequences of an update")
     return Plan(steps, at, (int(rows), int(count)))
+
+
+def read_ranks(ranks: str, plan: Plan, config: RunConfig) -> tuple[int, int]:
+    """How many processes begin and continue. Raises UserError."""
+    first, _, second = ranks.partition(",")
+    counts = [int(count) if count.isdecimal() else 0 for count in (first, second or first)]
+    if not all(counts):
+        raise UserError(f"--ranks {ranks}: write how many processes begin and how many continue, as 4,2")
+    if counts != [1, 1] and plan.split:
+        raise UserError(f"--ranks {ranks}: divides an update already; leave --split away")
+    for count in counts:
+        if config.train.global_batch % count:
+            raise UserError(f"--ranks {ranks}: {count} cannot share {config.train.global_batch} sequences equally")
+    return counts[0], counts[1]
 
 
 @dataclass
@@ -115,43 +140,69 @@ class Margin:
 
 def verify(config: RunConfig, plan: Plan) -> int:
     """Run both, compare, and print what was found. Returns the exit status."""
-    margin = Margin(LOSSES, TENSORS) if plan.split else Margin()
+    margin = Margin() if plan.is_exact else Margin(LOSSES, TENSORS)
     with tempfile.TemporaryDirectory() as folder:
         straight, broken = Path(folder, "straight"), Path(folder, "broken")
-        trained(config, straight, [plan.steps])
-        trained(config, broken, [*plan.stops, plan.steps], plan.split)
+        trained(config, straight, [plan.steps], plan)
+        trained(config, broken, [*plan.stops, plan.steps], plan)
         difference = next(differences(straight, broken, margin), "")
     stops = ", ".join(map(str, plan.stops))
     said = f"{plan.steps} steps, stopped and continued in another process after {stops}"
     if plan.split:
         said += f", then in {plan.split[1]} micro-batches of {plan.split[0]}"
+    if plan.ranks != (1, 1):
+        said += f", {plan.ranks[0]} processes and then {plan.ranks[1]}"
     if difference:
         print(f"NOT the same: {said}: {difference}")
         return 1
     near = f"losses within {margin.found_losses:.1g}, tensors within {margin.found_tensors:.1g} of their norm"
-    print(f"{said}: {f'the same data, {near}' if plan.split else 'the same, bit for bit'} ({WHAT})")
+    print(f"{said}: {'the same, bit for bit' if plan.is_exact else f'the same data, {near}'} ({WHAT})")
     return 0
 
 
-def trained(config: RunConfig, run_dir: Path, stops: list[int], split: tuple[int, int] | None = None) -> None:
-    """Train up to each stop in a process of its own, the second and later ones with `split`. Raises UserError."""
-    train = replace(config.train, log_every=1)
+def trained(config: RunConfig, run_dir: Path, stops: list[int], plan: Plan) -> None:
+    """Train up to each stop in processes of their own, after the first as the plan has it then. Raises UserError."""
     for number, stop in enumerate(stops):
-        if split and number:
+        world, split = plan.ranks[min(number, 1)], plan.split if number else None
+        train = replace(config.train, log_every=1)
+        if split:
             train = replace(train, batch_size=split[0], grad_accum_steps=split[1])
+        elif plan.ranks != (1, 1):
+            train = shared(train, world)
         wandb = replace(config.wandb, mode="disabled")
         part = replace(config, run_dir=str(run_dir), resume="auto", train=train, wandb=wandb)
-        process = multiprocessing.get_context("spawn").Process(target=train_part, args=(part, stop))
-        process.start()
-        process.join()
-        if process.exitcode:
-            raise UserError(f"the run itself ended with status {process.exitcode} before step {stop}; see above")
+        start, port = multiprocessing.get_context("spawn").Process, free_port()
+        processes = [start(target=train_part, args=(part, stop, rank, world, port)) for rank in range(world)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        if status := next((process.exitcode for process in processes if process.exitcode), 0):
+            raise UserError(f"the run itself ended with status {status} before step {stop}; see above")
         if CheckpointFolder(run_dir).steps()[-1:] != [stop]:  # by train.max_epochs, or early
             raise UserError(f"--steps {stops[-1]}: the run itself ends before step {stop}; give fewer --steps")
 
 
-def train_part(config: RunConfig, stop: int) -> None:
-    """In a process of its own: continue a run up to a step."""
+def shared(train: TrainConfig, world: int) -> TrainConfig:
+    """The same global batch for so many processes, in micro-batches as large as they were where that goes."""
+    own = train.global_batch // world
+    size = math.gcd(own, train.micro_batch)
+    return replace(train, batch_size=size, grad_accum_steps=own // size, global_batch_size=None)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def train_part(config: RunConfig, stop: int, rank: int, world: int, port: int) -> None:
+    """In a process of its own, one of `world`: continue a run up to a step."""
+    if world > 1:
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
+        os.environ |= {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"}
+        torch.set_num_threads(max(1, torch.get_num_threads() // world))
     from gpt.training.run import train
 
     try:

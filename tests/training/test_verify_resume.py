@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from gpt.options import UserError
 from gpt.training.run import train
-from gpt.training.verify_resume import LOSSES, TENSORS, Margin, Plan, differences, read_plan, verify
+from gpt.training.verify_resume import LOSSES, TENSORS, Margin, Plan, differences, read_plan, read_ranks, verify
 
 from .conftest import MakeConfig
 
@@ -34,6 +34,28 @@ def test_new_processes_continue_exactly(
 def test_another_split_sees_the_same_data(make_config: MakeConfig, capsys: pytest.CaptureFixture[str]) -> None:
     assert verify(make_config(), Plan(9, (4,), split=(1, 4))) == 0
     assert "then in 4 micro-batches of 1: the same data, losses within" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ranks", "parallel", "words"),
+    [((2, 2), "fsdp", "2 processes and then 2: the same, bit for bit"), ((2, 1), "ddp", "2 processes and then 1: the")],
+)
+def test_other_processes_continue(
+    ranks: tuple[int, int], parallel: str, words: str, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verify(make_config(parallel=parallel), Plan(9, (4,), ranks=ranks)) == 0
+    assert words in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("ranks", "split", "words"),
+    [("0", "", "how many processes"), ("3", "", "3 cannot share 4 sequences"), ("2", "1x4", "leave --split away")],
+)
+def test_processes_that_cannot_be_are_refused(ranks: str, split: str, words: str, make_config: MakeConfig) -> None:
+    config = make_config()
+    with pytest.raises(UserError, match=words):
+        read_ranks(ranks, read_plan(9, "", split, config), config)
 
 
 @pytest.fixture

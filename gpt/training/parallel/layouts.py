@@ -6,7 +6,7 @@ once, and knows nothing of processes but what it asks here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -52,11 +52,16 @@ class RowLayout(Layout):
     def __init__(self, model: nn.Module, mesh: DeviceMesh) -> None:
         self.mesh, self.rank, self.world = mesh, mesh.get_local_rank(), mesh.size()
         self.exchange = RowShards(self.rank, self.world)
-        self.owns: dict[Tensor, Tensor] = {parameter: local(parameter) for parameter in model.parameters()}
+        self.names = {parameter: name for name, parameter in model.named_parameters()}
+        self.owns: dict[Tensor, Tensor] = {parameter: local(parameter) for parameter in self.names}
         self.shapes = {own: parameter.shape for parameter, own in self.owns.items()}
 
     def own(self, parameter: Tensor) -> Tensor:
         return self.owns[parameter]
+
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        """What is held here, by the names of the parameters, in their order."""
+        return zip(self.names.values(), self.owns.values(), strict=True)
 
     def shape(self, own: Tensor) -> torch.Size:
         return self.shapes[own]

@@ -168,8 +168,7 @@ class Sharded(Alone):
     def full_model(self, keep: bool = True) -> Decoder | None:
         """On the CPU."""
         wholes: dict[str, Tensor] = {}
-        for name, parameter in self.model.named_parameters():
-            own = self.layout.own(parameter)
+        for name, own in self.layout.named():
             whole = self.layout.whole(own, own)
             if keep:
                 wholes[name] = whole.to("cpu", copy=True)
@@ -177,11 +176,10 @@ class Sharded(Alone):
 
     @torch.no_grad()
     def load(self, read: Callable[[Decoder], None]) -> None:
-        parameters = dict(self.model.named_parameters())
-        full = filled(self.skeleton, {name: torch.empty(p.shape, dtype=p.dtype) for name, p in parameters.items()})
+        full = self.full_model()  # of adapters only some weights are read, and checked against the others
+        assert full is not None
         read(full)
-        for name, whole in full.named_parameters():
-            own = self.layout.own(parameters[name])
+        for (_, own), whole in zip(self.layout.named(), full.parameters(), strict=True):
             own.copy_(self.layout.part(own, whole))
 
 

@@ -88,3 +88,22 @@ def test_two_that_stop_and_continue_end_as_two_that_did_not(
     samples = [(tmp_path / f"{run}/samples.jsonl").read_text() for run in ("straight", "broken")]
     assert samples[0] == samples[1]
     assert samples[0].count("\n") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("rank", [0, 4])
+def test_two_fine_tune_as_one(
+    parallel: str, rank: int, make_config: MakeConfig, together: Together, tmp_path: Path
+) -> None:
+    """All weights, or adapters on frozen ones; with activation checkpointing, and samples of the best at the end."""
+    assert train(make_config("base")) == 0
+    options = {"max_steps": 6, "eval_every": 3, "activation_checkpointing": True}
+    config = make_config(init_from=str(tmp_path / "base"), lora={"rank": rank}, train=options)
+    assert part(config, 1, "auto", tmp_path / "one", None) == 0
+    assert together(2, part, config, 2, parallel, tmp_path / "two", None) == [0, 0]
+    wanted, found = (read_lines(tmp_path / run / "metrics.jsonl") for run in ("one", "two"))
+    assert [line["step"] for line in wanted] == [line["step"] for line in found]
+    for a, b in zip(wanted, found, strict=True):
+        for key in ("train/loss", "val/loss"):
+            assert a.get(key) == pytest.approx(b.get(key), abs=1e-5), (a["step"], key)
