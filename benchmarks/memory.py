@@ -35,6 +35,7 @@ def measure(name: str, text: Path, steps: int) -> dict[str, Any]:
     from gpt.model.hardware import choose_hardware
     from gpt.text.shards import prepare
     from gpt.training.memory import predict_memory
+    from gpt.training.parallel.ranks import Ranks
     from gpt.training.run import train_locked
     from gpt.training.trainer import Trainer
     from train import COMMAND
@@ -53,7 +54,7 @@ def measure(name: str, text: Path, steps: int) -> dict[str, Any]:
         trainer = Trainer(config, prepare(config.data, config.tokenizer), hardware, Path(config.run_dir))
         trainer.run_dir.mkdir()
         predicted = predict_memory(trainer)
-        train_locked(lambda: trainer, trainer.run_dir, None)
+        train_locked(lambda: trainer, trainer.run_dir, None, Ranks())
     return vars(predicted) | {"predicted": predicted.peak, "measured": peak_bytes()}
 
 
