@@ -7,6 +7,7 @@ from gpt.arguments import Arguments, Implication
 from gpt.cli import Command, loading, main
 from gpt.config import RunConfig
 from gpt.config.device import processes
+from gpt.options import ConfigError, Mistake
 
 
 def adopt(values: dict[str, Any], given: set[str]) -> None:
@@ -14,6 +15,23 @@ def adopt(values: dict[str, Any], given: set[str]) -> None:
         from gpt.training.initial import adopt_model  # torch is slow to import, and `--help` does without
 
         adopt_model(values, given)
+    share_global_batch(values, given)
+
+
+def share_global_batch(values: dict[str, Any], given: set[str]) -> None:
+    """`train.grad_accum_steps` follows from a global batch that is given, for any number of processes."""
+    train, planned = values["train"], values["plan"] in (True, "true")
+    world = values["cluster"]["gpus"] if planned else processes()
+    whole, size = train["global_batch_size"], train["batch_size"]
+    if "train.grad_accum_steps" in given or not all(isinstance(n, int) and n > 0 for n in (whole, size, world)):
+        return
+    if whole % (size * world) == 0:
+        train["grad_accum_steps"] = whole // size // world
+    elif planned:
+        shared = f"is no multiple of train.batch_size={size} times cluster.gpus={world}; change one of them"
+        raise ConfigError([Mistake("train.global_batch_size", shared, str(whole))])
+    if planned:
+        train["global_batch_size"] = None  # which checks for the processes that there are
 
 
 def keep_global_batch(values: dict[str, Any], given: Arguments) -> None:
@@ -47,7 +65,10 @@ COMMAND = Command(
 
 def run(config: RunConfig) -> int:
     with loading():
-        from gpt.training.run import train
+        if config.plan:
+            from gpt.training.planner import plan as train
+        else:
+            from gpt.training.run import train
 
     return train(config)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from gpt.config.cluster import ClusterConfig
 from gpt.config.data import DataConfig, TokenizerConfig
 from gpt.config.device import device_mistakes, processes
 from gpt.config.model import ModelConfig
-from gpt.options import Mistake, Options, group, option
+from gpt.options import Mistake, Options, group, option, to_dict
 
 MOST_TOKENS = 2**24  # in a batch: their activations alone fill any device, with the smallest model
 LORA_TARGETS = ("attention.qkv", "attention.out", "mlp.up", "mlp.down")
@@ -197,6 +198,7 @@ class RunConfig(Options):
         "auto: continue what is in run_dir; never: refuse a run_dir that holds checkpoints",
         choices=("auto", "never"),
     )
+    plan: bool = option(False, "print what the run would take, on the machines of cluster.*, and do not train")
     parallel: str = option(
         "auto",
         "how the processes of torchrun share a model: ddp, each has a copy; fsdp, each has a part of every weight, "
@@ -218,12 +220,18 @@ class RunConfig(Options):
     schedule: ScheduleConfig = group(ScheduleConfig, "learning rate over time")  # noqa: RUF009
     train: TrainConfig = group(TrainConfig, "training loop")  # noqa: RUF009
     wandb: WandbConfig = group(WandbConfig, "Weights & Biases")  # noqa: RUF009
+    cluster: ClusterConfig = group(ClusterConfig, "machines that plan=true counts on")  # noqa: RUF009
 
     def mistakes(self) -> list[Mistake]:
         found = []
         if (self.schedule.warmup_steps or 0) > self.train.max_steps:
             message = f"is more than train.max_steps={self.train.max_steps}; lower it"
             found.append(Mistake("schedule.warmup_steps", message))
+        if not self.plan and self.cluster != ClusterConfig():
+            changed = [
+                name for name in to_dict(self.cluster) if getattr(self.cluster, name) != getattr(ClusterConfig, name)
+            ]
+            found.append(Mistake(f"cluster.{changed[0]}", "is for a plan; add plan=true, or leave it away"))
         for name in ("batch_size", "eval_batch_size"):
             size = getattr(self.train, name)
             tokens = (size if isinstance(size, int) else 0) * self.model.context_length  # it may be auto, or null

@@ -178,10 +178,14 @@ def cpu_multiplies_bf16() -> bool:
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
-def muon_dtype(device: torch.device) -> torch.dtype:
-    """The arithmetic of Muon's iteration, which tolerates bf16: that where it is quick, else fp32."""
-    quick = choose_precision(device, NARROWEST_BF16_ON_CPU) == "bf16"
-    return torch.bfloat16 if quick else torch.float32
+def muon_dtype(hardware: Hardware) -> torch.dtype:
+    """The arithmetic of Muon's iteration, which tolerates bf16: in mixed precision that where it is quick, else fp32.
+
+    In fp32 it stays, so that a run is the same however its matrices are dealt to processes: in bf16 their products
+    round differently with the number of them in a batch.
+    """
+    quick = choose_precision(hardware.device, NARROWEST_BF16_ON_CPU) == "bf16"
+    return torch.bfloat16 if quick and hardware.precision != "fp32" else torch.float32
 
 
 def peak_flops(hardware: Hardware) -> float | None:

@@ -40,8 +40,19 @@ def head_loss(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Te
     `vocab_size` on are padding: they take no probability and get no gradient. A token's loss is at most 87 nats, where
     fp32 probabilities end.
     """
-    rows = max(64, CHUNK // weight.shape[0] // 64 * 64)
+    rows = chunk_rows(weight.shape[0])
     return HeadLoss.apply(x.flatten(0, -2), weight, targets.flatten(), vocab_size, activation_dtype(x), rows)
+
+
+def chunk_rows(vocabulary: int) -> int:
+    """Of how many tokens the logits are there at once."""
+    return max(64, CHUNK // vocabulary // 64 * 64)
+
+
+def logits_bytes(tokens: int, vocabulary: int, dtype: torch.dtype) -> int:
+    """What `head_loss` of so many tokens holds of logits and probabilities at once."""
+    logits = min(tokens, chunk_rows(vocabulary)) * vocabulary
+    return logits * dtype.itemsize + min(logits, PIECE) * widened(dtype).itemsize
 
 
 class HeadLoss(torch.autograd.Function):

@@ -1,37 +1,16 @@
-"""How much memory a run will take, found by rehearsing it on tensors that have shapes but no data.
-
-The rehearsal calls the trainer's own `update` and the evaluation's forward pass under torch's `FakeTensorMode`, and
-counts the bytes of all tensors that are alive at once. So it knows what every operation keeps and makes, and follows
-the code as that changes; a formula would have to be told. What no tensor shows is added: the process as it stands,
-`LIBRARIES` and `GAPS`. It takes less than a second for GPT-2 124M, and a tenth for the default model.
-
-A rehearsal also proves that a step never looks at its data, for which a GPU would have to stop: without data, that
-raises `DataDependentOutputException` (tests/training/test_memory.py).
+"""How much memory a run will take: what a rehearsal (`rehearsal.py`) finds, and what no tensor shows: the process as it
+stands, `LIBRARIES` and `GAPS`.
 """
 
 from __future__ import annotations
 
-import copy
-import weakref
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from gpt.model.hardware import muon_dtype
-from gpt.text.streams import PairStream
 from gpt.training.available import available_memory
-from gpt.training.feed import StepBatches
-from gpt.training.finite import FiniteWatch
-from gpt.training.optimizers import Optimizers
-from gpt.training.parallel.ranks import Ranks
-from gpt.training.parallel.strategies import Alone
 from gpt.training.process import peak_memory, resident_memory
+from gpt.training.rehearsal import rehearse
 from gpt.training.trainer import Trainer
 
 # Of a CPU's process, measured on the presets (`python -m benchmarks.memory`): matplotlib and oneDNN's kernels; and what
@@ -41,7 +20,6 @@ from gpt.training.trainer import Trainer
 LIBRARIES = 150 * 2**20
 GAPS = 0.25
 PREDICTABLE = ("cpu", "cuda")  # kinds of devices
-REHEARSED = 2  # micro-batches: each further one has the peak of the second
 SMALL = 512 * 2**20  # bytes, besides the process itself
 
 
@@ -78,53 +56,6 @@ class Memory:
         return self.available is not None and self.peak > self.available
 
 
-class LiveBytes(TorchDispatchMode):
-    """While entered, counts the bytes of the tensors that operations make: `live` now, `peak` at most."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self.storages: set[int] = set()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        results = func(*args, **(kwargs or {}))
-        for result in tree_leaves(results):
-            if isinstance(result, Tensor) and result.layout is torch.strided:  # the parts of a sparse one are
-                self.count(result.untyped_storage())
-        return results
-
-    def count(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self.storages:
-            self.storages.add(key)
-            weakref.finalize(storage, self.release, key, size)
-            self.live += size
-            self.peak = max(self.peak, self.live)
-
-    def release(self, key: int, size: int) -> None:
-        self.storages.discard(key)
-        self.live -= size
-
-
-class RehearsedFeed:
-    """As `feed.Feed`, with the largest batches that a run may see, of no data."""
-
-    def __init__(self, shape: tuple[int, int], micro_batches: int, device: torch.device) -> None:
-        self.shape, self.count, self.device = shape, micro_batches, device
-
-    def step(self, first_sequence: int) -> StepBatches:
-        tokens = [torch.zeros(self.shape, dtype=torch.long, device=self.device) for _ in range(self.count)]
-        return StepBatches([(one, one) for one in tokens], 1)
-
-
-class BlindWatch(FiniteWatch):
-    """Without the one look at the data that a CPU affords."""
-
-    def check(self) -> None: ...
-
-
 def predictable(trainer: Trainer) -> bool:
     """Whether a rehearsal is worth its time, and known to work on the device, with a whole model."""
     device = trainer.hardware.device
@@ -156,53 +87,17 @@ def predict_memory(trainer: Trainer) -> Memory:
     device, model = trainer.hardware.device, trainer.model
     weights = sum(parameter.nbytes for parameter in model.parameters())
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-    optimizer, step, evaluation = rehearse(trainer)
+    found = rehearse(trainer)
     return Memory(
         process=trainer.process_memory if device.type == "cpu" else 0,
         weights=weights,
-        optimizer=optimizer,
-        step=step,
-        evaluation=evaluation,
-        snapshot=trained + optimizer if device.type == "cpu" and trainer.config.train.async_save else 0,
-        allowance=LIBRARIES + round(GAPS * (weights + optimizer + max(step, evaluation)))
+        optimizer=found.optimizer,
+        step=found.step,
+        evaluation=found.evaluation,
+        snapshot=trained + found.optimizer if device.type == "cpu" and trainer.config.train.async_save else 0,
+        allowance=LIBRARIES + round(GAPS * (weights + found.optimizer + max(found.step, found.evaluation)))
         if device.type == "cpu"
         else 0,
         so_far=peak_memory(device) or 0,
         available=available_memory(device),
     )
-
-
-def rehearse(trainer: Trainer) -> tuple[int, int, int]:
-    """Bytes of the optimizer's state, of one update and of one batch of evaluation besides it and the weights."""
-    train, device, corpus = trainer.config.train, trainer.hardware.device, trainer.corpus
-    width = trainer.config.model.context_length
-    if isinstance(corpus.train, PairStream):
-        width = min(width, int(corpus.train.index["length"].max()) - 1)
-    mode = FakeTensorMode()
-    player = copy.copy(trainer)
-    player.model = copy.deepcopy(trainer.model, without_data(trainer.model, mode))
-    player.model.recompute = train.activation_checkpointing
-    player.parallel, player.ranks = Alone(player.model), Ranks()
-    player.optimizers = Optimizers(player.model, trainer.config.optimizer, muon_dtype(device))
-    player.state = copy.copy(trainer.state)
-    player.scaler = torch.amp.GradScaler(device.type, enabled=False)
-    count = min(train.grad_accum_steps, REHEARSED)
-    player.feed = RehearsedFeed((train.micro_batch, width), count, device)  # type: ignore[assignment]
-    with mode:
-        player.watch = BlindWatch(device)
-        for parameter in player.model.parameters():
-            parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
-        player.optimizers.step(1.0)  # makes its state
-        player.optimizers.zero_grad()
-        optimizer = sum(tensor.untyped_storage().nbytes() for tensor in player.optimizers.state_tensors().values())
-        with LiveBytes() as update:
-            player.update()
-        tokens = torch.zeros(train.eval_batch_size or train.micro_batch, width, dtype=torch.long, device=device)
-        with torch.no_grad(), LiveBytes() as evaluation, trainer.hardware.autocast():
-            player.model.eval()(tokens, tokens)
-    return optimizer, update.peak, evaluation.peak
-
-
-def without_data(model: torch.nn.Module, mode: FakeTensorMode) -> dict[int, Any]:
-    """For `copy.deepcopy`: what stands for each tensor of a model in its copy, a tensor of the same shape."""
-    return {id(tensor): mode.from_tensor(tensor) for tensor in [*model.parameters(), *model.buffers()]}

@@ -101,7 +101,7 @@ def free(error: BaseException, trainer: Trainer) -> None:
         found = found.__context__
     for parameter in trainer.model.parameters():
         parameter.grad = None
-    trainer.optimizers = Optimizers(trainer.model, trainer.config.optimizer, muon_dtype(trainer.hardware.device))
+    trainer.optimizers = Optimizers(trainer.model, trainer.config.optimizer, muon_dtype(trainer.hardware))
     gc.collect()
     if trainer.hardware.device.type == "cuda":
         torch.cuda.empty_cache()

@@ -71,7 +71,7 @@ class Trainer:
             self.model = build_model(config, corpus.tokenizer)
         self.model.recompute = config.train.activation_checkpointing
         self.parallel = make_strategy(config, self.model, hardware, self.ranks)
-        self.optimizers = Optimizers(self.model, config.optimizer, muon_dtype(hardware.device), self.parallel.layout)
+        self.optimizers = Optimizers(self.model, config.optimizer, muon_dtype(hardware), self.parallel.layout)
         self.scaler = self.parallel.scaler(hardware.device, enabled=hardware.precision == "fp16")
         self.data = training_data(corpus.train, config.model.context_length, config.seed, config.train.global_batch)
         self.feed = self.make_feed()
@@ -221,7 +221,8 @@ class Trainer:
         if not (self.ranks.main or self.model.sharded):
             return []
         try:
-            return write_samples(self.model, self.corpus, self.config, count, first)
+            with self.parallel.writing():
+                return write_samples(self.model, self.corpus, self.config, count, first)
         finally:
             self.parallel.rest()
 

@@ -14,7 +14,7 @@ from gpt.model.kv_cache import KVCache
 from gpt.model.loss import HeadLoss, head_loss
 from gpt.model.transformer import Decoder
 from gpt.text.batches import IGNORE
-from gpt.training.memory import LiveBytes
+from gpt.training.rehearsal import LiveBytes
 
 EPS = 1e-5
 

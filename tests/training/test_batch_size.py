@@ -66,7 +66,7 @@ def test_an_update_is_what_it_is_without_auto(arguments: list[str], whole: int) 
         (["train.batch_size=automatic"], "train.batch_size=automatic: is not a whole number or auto"),
         (["train.batch_size=0"], "train.batch_size=0: must be at least 1"),
         (["train.batch_size=auto", "train.global_batch_size=0"], "train.global_batch_size=0: must be at least 1"),
-        (["train.global_batch_size=32"], "set grad_accum_steps=4, or use batch_size=auto"),
+        (["train.global_batch_size=32", "train.grad_accum_steps=2"], "set grad_accum_steps=4, or use batch_size=auto"),
         (["train.global_batch_size=12"], "12: is not batch_size=8 times grad_accum_steps=1; use batch_size=auto"),
         (
             ["train.batch_size=auto", "train.global_batch_size=12", "train.grad_accum_steps=3"],

@@ -9,7 +9,7 @@ from gpt.model.hardware import DTYPES, Hardware
 from gpt.model.transformer import Decoder
 from gpt.training.available import available_memory
 from gpt.training.parallel.ranks import Group, Ranks
-from gpt.training.parallel.strategies import Alone, Replicated, Sharded
+from gpt.training.parallel.strategies import Alone, Replicated, Sharded, mesh_of
 
 COPY_SHARE = 0.7  # of the memory, at most, for what a copy holds from step to step; activations take the rest
 
@@ -18,7 +18,7 @@ def make_strategy(config: RunConfig, model: Decoder, hardware: Hardware, ranks: 
     """Move the model to the device and share it among the processes as `config.parallel` says."""
     device, dtype = hardware.device, DTYPES[config.train.reduce_dtype]
     if isinstance(ranks, Group) and choose(config, model, device, ranks) == "fsdp":
-        return Sharded(model, ranks, dtype, device, hardware.compile)
+        return Sharded(model, ranks, dtype, mesh_of(ranks, device), hardware)
     model.to(device)
     hidden = torch.compile(model.hidden) if hardware.compile else model.hidden
     return Replicated(model, hidden, ranks, dtype) if isinstance(ranks, Group) else Alone(model, hidden)
@@ -31,7 +31,12 @@ def choose(config: RunConfig, model: Decoder, device: torch.device, ranks: Ranks
     available = available_memory(device)
     if available is not None and device.type == "cpu":
         available //= ranks.local_world
-    return "ddp" if ranks.all_true(available is None or copy_bytes(model) <= COPY_SHARE * available) else "fsdp"
+    return "ddp" if ranks.all_true(copy_fits(model, available)) else "fsdp"
+
+
+def copy_fits(model: Decoder, available: int | None) -> bool:
+    """Whether a process with so many bytes, None if unknown, has room for a copy and its activations."""
+    return available is None or copy_bytes(model) <= COPY_SHARE * available
 
 
 def copy_bytes(model: Decoder) -> int:

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from gpt.model.hardware import Hardware
 from gpt.model.transformer import Decoder
 from gpt.training.parallel.layouts import Layout, RowLayout
 from gpt.training.parallel.ranks import Ranks
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 Hidden = Callable[[Tensor], Tensor]
 
@@ -50,6 +54,10 @@ class Alone:
 
     def rest(self) -> None:
         """After the model has computed without gradients: give back what only that needed."""
+
+    def writing(self) -> AbstractContextManager[object]:
+        """What the model writes text in."""
+        return nullcontext()
 
     def full_model(self, keep: bool = True) -> Decoder | None:
         """The model with whole parameters; None where it is not to be kept. All processes must call it."""
@@ -120,30 +128,36 @@ summed.__annotations__.clear()  # DDP wants them as types, or not at all
 class Sharded(Alone):
     """Each process holds some rows of every parameter, and of its gradient and optimizer state: FSDP2 (Zhao et al.
     2023). A block's parameters are whole while it computes, forward and backward, those outside the blocks from the
-    forward pass to the end of the backward."""
+    forward pass to the end of the backward.
+
+    With mixed precision the blocks' weights travel in `hardware.dtype`, half as many bytes. Autocast, which leaves
+    those as they are, would cast gathered weights of fp32 itself and keep the results until the backward pass: a whole
+    model in each process. What is outside the blocks stays fp32, and so does the residual stream.
+    """
 
     name = "fsdp"
 
-    def __init__(self, model: Decoder, ranks: Ranks, reduce_dtype: torch.dtype, device: torch.device, compiled: bool):
-        from torch.distributed.device_mesh import init_device_mesh
+    def __init__(
+        self, model: Decoder, ranks: Ranks, reduce_dtype: torch.dtype, mesh: DeviceMesh, hardware: Hardware
+    ) -> None:
         from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
         super().__init__(model)
         self.skeleton = skeleton_of(model)
         model.sharded = True
-        mesh = init_device_mesh(device.type, (ranks.world,))
-        policy = MixedPrecisionPolicy(reduce_dtype=None if reduce_dtype == torch.float32 else reduce_dtype)
+        wide = MixedPrecisionPolicy(reduce_dtype=reduce_dtype)
+        narrow = MixedPrecisionPolicy(param_dtype=hardware.dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False)
         for block in model.blocks:
-            if compiled:
+            if hardware.compile:
                 block.compile()
-            fully_shard(block, mesh=mesh, mp_policy=policy)
-        fully_shard(model, mesh=mesh, mp_policy=policy)
+            fully_shard(block, mesh=mesh, mp_policy=narrow)
+        fully_shard(model, mesh=mesh, mp_policy=wide)
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
         self.layout: RowLayout = RowLayout(model, mesh)
-        self.main = ranks.main
+        self.main, self.hardware = ranks.main, hardware
 
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         found: Tensor = self.model(inputs, targets)
@@ -158,6 +172,9 @@ class Sharded(Alone):
 
     def rest(self) -> None:
         self.model.reshard()  # type: ignore[operator]
+
+    def writing(self) -> AbstractContextManager[object]:
+        return self.hardware.autocast()  # in which its blocks are gathered
 
     def scaler(self, device: torch.device, enabled: bool) -> torch.amp.GradScaler:
         from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler  # an overflow anywhere counts for all
@@ -181,6 +198,13 @@ class Sharded(Alone):
         read(full)
         for (_, own), whole in zip(self.layout.named(), full.parameters(), strict=True):
             own.copy_(self.layout.part(own, whole))
+
+
+def mesh_of(ranks: Ranks, device: torch.device) -> DeviceMesh:
+    """All processes in a row."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    return init_device_mesh(device.type, (ranks.world,))
 
 
 def skeleton_of(model: Decoder) -> Decoder:

@@ -90,3 +90,19 @@ def test_any_number_of_processes_trains_the_same(
         for place, value in wanted.items():
             limit = 1e-5 if place[1] != "train/grad_norm" else 1e-3
             assert found[place] == pytest.approx(value, abs=limit), (kinds[number], place)
+
+
+@pytest.mark.parametrize("reduce_dtype", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
+def test_shards_in_mixed_precision_learn_as_one_process_does(
+    reduce_dtype: str, make_config: MakeConfig, together: Together
+) -> None:
+    """The weights of blocks travel in bf16 then, those of their norms too, so the two differ in rounding."""
+    (config,) = configs_of(make_config, [("adamw", "qwen3")])
+    config = replace(config, train=replace(config.train, precision="bf16", reduce_dtype=reduce_dtype))
+    all_kinds([config], 1, "auto")
+    together(2, all_kinds, [config], 2, "fsdp")
+    wanted, found = losses(config, "auto-1-0"), losses(config, "fsdp-2-0")
+    assert wanted.keys() == found.keys()
+    for place, value in wanted.items():
+        if place[1].endswith("/loss"):
+            assert found[place] == pytest.approx(value, abs=0.02), place
