@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from gpt.model.fused import dropout_mask
+from gpt.model.fused import dropout_mask, on_cpu
 
 QUERY_BLOCK = 128  # queries that `blocked_causal_attention` handles at once
 
 
 def choose_kernel(device: torch.device, dtype: torch.dtype) -> str:
     """`sdpa`, or `blocked` for bf16 on a CPU, whose fused backward is up to four times slower than plain products."""
-    return "blocked" if device.type == "cpu" and dtype is torch.bfloat16 else "sdpa"
+    return "blocked" if on_cpu(device) and dtype is torch.bfloat16 else "sdpa"
 
 
 def sdpa_backend(device: torch.device, dtype: torch.dtype, head_width: int) -> str:

@@ -10,6 +10,8 @@ Sums, norms and gradients of weights are in fp32; activations in the dtype that 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,7 +33,26 @@ def widened(dtype: torch.dtype) -> torch.dtype:
 
 def by_hand(x: Tensor) -> bool:
     """Whether the hand-derived gradients pay: in training, where neither the device nor the compiler fuses."""
-    return x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return on_cpu(x.device) and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+_pretended: list[str] = []
+
+
+def on_cpu(device: torch.device) -> bool:
+    """Whether to take the operations that are for CPUs."""
+    return (_pretended[-1] if _pretended else device.type) == "cpu"
+
+
+@contextmanager
+def operations_of(kind: str) -> Iterator[None]:
+    """Within, models take the operations of this kind of device wherever they are: a plan for GPUs is rehearsed where
+    there are none."""
+    _pretended.append(kind)
+    try:
+        yield
+    finally:
+        _pretended.pop()
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

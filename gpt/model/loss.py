@@ -13,12 +13,14 @@ Legend: N tokens, C width, P rows of the head (vocabulary and padding), R rows o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from gpt.model.fused import activation_dtype, widened
 from gpt.text.batches import IGNORE
@@ -31,6 +33,17 @@ SMALLEST = torch.finfo(torch.float32).tiny  # of likelihoods: 87 nats
 def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Sum over positions of -log p(target), in nats. logits [..., V], targets [...] → scalar fp32."""
     return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORE, reduction="sum")
+
+
+def recomputed_loss(logits_of: Callable[[Tensor], Tensor], x: Tensor, targets: Tensor, rows: int) -> Tensor:
+    """`summed_cross_entropy` of the logits of x [..., C], which are made for `rows` tokens at a time, and again for the
+    backward pass."""
+    parts = zip(x.flatten(0, -2).split(rows), targets.flatten().split(rows), strict=True)
+
+    def loss(part: Tensor, aims: Tensor) -> Tensor:
+        return summed_cross_entropy(logits_of(part), aims)
+
+    return torch.stack([checkpoint(loss, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]).sum()
 
 
 def head_loss(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:

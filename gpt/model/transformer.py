@@ -23,7 +23,7 @@ from gpt.model.attention import cached_attention, causal_attention
 from gpt.model.fused import activation_dtype, by_hand, dropout, normalise_and_rotate, rms_norm, rotate, swiglu
 from gpt.model.hardware import check_memory
 from gpt.model.kv_cache import KVCache
-from gpt.model.loss import head_loss, summed_cross_entropy
+from gpt.model.loss import chunk_rows, head_loss, recomputed_loss, summed_cross_entropy
 
 VOCAB_MULTIPLE = 64  # matrix kernels like round sizes; padding rows are never predicted and never saved
 INIT_STD = 0.02
@@ -138,7 +138,7 @@ class Decoder(nn.Module):
         """
         if torch.is_grad_enabled():
             if activation_dtype(x) is torch.float16:  # sums over tokens would overflow before the scaler sees them
-                return summed_cross_entropy(self.training_logits(x), targets)
+                return recomputed_loss(self.training_logits, x, targets, chunk_rows(len(self.head.weight)))
             return head_loss(x, self.head.weight, targets, self.vocab_size)
         parts = zip(x.flatten(0, 1).split(LOSS_POSITIONS), targets.flatten().split(LOSS_POSITIONS), strict=True)
         return torch.stack([summed_cross_entropy(self.training_logits(part), aims) for part, aims in parts]).sum()

@@ -94,7 +94,7 @@ def assumptions(plan: Plan) -> list[str]:
     cluster = plan.config.cluster
     found = [
         f"{100 * cluster.mfu:.0f} % of a peak of {plan.gpu.peak / 1e12:,.0f} TFLOP/s (cluster.mfu)",
-        f"activations as a rehearsal of a CPU's operations finds them, and {100 * FRAGMENTS:.0f} % more for gaps",
+        f"activations as a rehearsal of the operations finds them, and {100 * FRAGMENTS:.0f} % more for gaps",
     ]
     if plan.world > 1:
         between = plan.world > cluster.gpus_per_node

@@ -11,7 +11,7 @@ from gpt.config import ModelConfig
 from gpt.model.attention import blocked_causal_attention
 from gpt.model.fused import dropout, dropout_mask, normalise_and_rotate, rms_norm, swiglu
 from gpt.model.kv_cache import KVCache
-from gpt.model.loss import HeadLoss, head_loss
+from gpt.model.loss import HeadLoss, head_loss, recomputed_loss
 from gpt.model.transformer import Decoder
 from gpt.text.batches import IGNORE
 from gpt.training.rehearsal import LiveBytes
@@ -188,3 +188,23 @@ def test_the_gradient_of_many_tokens_fits_fp16():
     with torch.autocast("cpu", torch.float16):
         (model.summed_loss(x, targets) / len(x)).backward()
     assert model.head.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("rows", [1, 4, 7, 100])
+def test_a_recomputed_loss_is_that_of_all_logits_and_keeps_few_of_them(rows: int):
+    torch.manual_seed(0)
+    x, weight = torch.randn(3, 7, 8, requires_grad=True), torch.randn(50, 8, requires_grad=True)
+    targets = torch.randint(50, (3, 7))
+    targets[0, 2] = targets[2, 6] = IGNORE
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        loss = recomputed_loss(lambda part: part @ weight.T, x, targets, rows)
+    assert max(kept, default=0) <= max(x.numel(), targets.numel())  # not the 21 × 50 logits
+    wanted = torch.nn.functional.cross_entropy(
+        (x @ weight.T).flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum"
+    )
+    torch.testing.assert_close(loss, wanted)
+    for ours, theirs in zip(
+        torch.autograd.grad(loss, (x, weight)), torch.autograd.grad(wanted, (x, weight)), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
