@@ -23,7 +23,7 @@ from gpt.arguments import Command, leaves, parse
 from gpt.composition import load_config
 from gpt.help import help_text
 from gpt.options import C, ConfigError, UserError, complain, look_up, ran_out_of_memory, say
-from gpt.sweeps import run_sweep
+from gpt.sweeps.running import run_sweep
 
 __all__ = ["Command", "loading", "main"]
 
