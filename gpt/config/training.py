@@ -227,11 +227,11 @@ class RunConfig(Options):
         if (self.schedule.warmup_steps or 0) > self.train.max_steps:
             message = f"is more than train.max_steps={self.train.max_steps}; lower it"
             found.append(Mistake("schedule.warmup_steps", message))
-        if not self.plan and self.cluster != ClusterConfig():
-            changed = [
-                name for name in to_dict(self.cluster) if getattr(self.cluster, name) != getattr(ClusterConfig, name)
-            ]
-            found.append(Mistake(f"cluster.{changed[0]}", "is for a plan; add plan=true, or leave it away"))
+        if not self.plan:
+            usual = to_dict(ClusterConfig())
+            changed = [name for name, value in to_dict(self.cluster).items() if value != usual[name]]
+            message = "is for a plan; add plan=true, or leave it away"
+            found += [Mistake(f"cluster.{name}", message) for name in changed]
         for name in ("batch_size", "eval_batch_size"):
             size = getattr(self.train, name)
             tokens = (size if isinstance(size, int) else 0) * self.model.context_length  # it may be auto, or null

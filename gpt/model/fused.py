@@ -59,6 +59,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / rms(x) * weight over the last axis (Zhang and Sennrich 2019). x [..., C] → [..., C]."""
     if by_hand(x):
         return RMSNorm.apply(x, weight, eps, activation_dtype(x))  # as the next product reads it
+    # FSDP gathers weights in less than the fp32 of x, and torch fuses only what is of one dtype.
     return F.rms_norm(x, weight.shape, weight.to(torch.promote_types(x.dtype, weight.dtype)), eps)
 
 

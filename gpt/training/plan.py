@@ -20,6 +20,7 @@ from gpt.training.batch_size import usable
 from gpt.training.rehearsal import Rehearsal
 
 BACKWARD = 2 / 3  # of the computing
+MUON = "Muon's updates"  # the one message that nothing hides
 TOKENS_PER_PARAMETER = 20  # at which compute is best spent (Hoffmann et al. 2022, Chinchilla, table 3)
 
 
@@ -43,12 +44,11 @@ class Parts:
 def parts_of(found: Rehearsal, logits: int, snapshot: int, outside: tuple[int, float]) -> Parts:
     """`logits`: bytes of them that exist at once. `outside`: bytes that no tensor shows, and a share of all that do."""
     peak = max(found.step, found.evaluation)
-    gradients = min(found.gradients, peak)
-    rest = peak - gradients
+    rest = peak - found.gradients
     least, share = outside
     libraries = least + round(share * (found.weights + found.optimizer + peak))
     shown = min(logits, rest)
-    return Parts(found.weights, gradients, found.optimizer, rest - shown, shown, snapshot, libraries)
+    return Parts(found.weights, found.gradients, found.optimizer, rest - shown, shown, snapshot, libraries)
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,9 @@ class Plan:
     def hidden_seconds(self) -> float:
         """Of the communication, behind the computing: sums of gradients behind the backward pass, weights that are
         gathered behind all of it. Muon's updates wait for the one and the next step for them."""
-        open = sum(sent for name, sent in self.communication.items() if "Muon" not in name) / self.bandwidth
+        overlapping = sum(sent for name, sent in self.communication.items() if name != MUON) / self.bandwidth
         share = BACKWARD if self.parallel == "ddp" else 1.0
-        return min(open, share * (self.compute_seconds or 0.0))
+        return min(overlapping, share * (self.compute_seconds or 0.0))
 
     @property
     def step_seconds(self) -> float | None:
@@ -125,5 +125,5 @@ def communication(
     if config.optimizer.name == "muon":
         matrices = sum(p.numel() for p in model.blocks.parameters() if p.dim() == 2)
         once = share * matrices * muon.itemsize
-        found["Muon's updates"] = once if parallel == "ddp" else 2 * once / world
+        found[MUON] = once if parallel == "ddp" else 2 * once / world
     return found

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, replace
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 
 from gpt.config import RunConfig
 from gpt.config.device import processes
+from gpt.model.dialects import VOCAB_SIZES
 from gpt.model.fused import operations_of
 from gpt.model.gpus import find_gpu
 from gpt.model.hardware import DTYPES, Hardware, choose_hardware, muon_dtype
@@ -24,17 +24,17 @@ from gpt.model.loss import logits_bytes
 from gpt.model.transformer import Decoder
 from gpt.options import ConfigError, Mistake, UserError
 from gpt.text.shards import Corpus, prepare
-from gpt.text.tokenizers import Tokenizer
+from gpt.text.vocabularies import build_tokenizer
 from gpt.training.available import available_memory
 from gpt.training.batch_size import usable
 from gpt.training.checkpoints import TrainerState
-from gpt.training.memory import GAPS, LIBRARIES
+from gpt.training.memory import GAPS, LIBRARIES, PREDICTABLE
 from gpt.training.parallel.choice import copy_fits
 from gpt.training.parallel.layouts import Layout
 from gpt.training.parallel.strategies import Alone, Sharded, mesh_of
 from gpt.training.plan import Plan, communication, parts_of
 from gpt.training.process import resident_memory
-from gpt.training.rehearsal import Rehearsal, fake_group, rehearse
+from gpt.training.rehearsal import Rehearsal, Share, fake_group, rehearse
 from gpt.training.trainer import Trainer
 
 # On a GPU: bytes of CUDA's context and cuBLAS's workspace, and what PyTorch's allocator holds in gaps, of all tensors.
@@ -52,8 +52,11 @@ class Planner:
         self.process_memory = resident_memory() or 0  # bytes, before anything is rehearsed
         self.gpu = find_gpu(config.cluster.gpu) if config.cluster.gpu else None
         self.hardware = self.rehearsed_hardware()
-        quick = self.hardware.precision != "fp32" and (self.gpu is None or self.gpu.precision == "bf16")
-        self.muon_dtype = (torch.bfloat16 if quick else torch.float32) if self.gpu else muon_dtype(self.hardware)
+        if self.gpu:  # which the hardware that rehearses does not know
+            quick = self.gpu.precision == "bf16" and self.hardware.precision != "fp32"
+            self.muon_dtype = torch.bfloat16 if quick else torch.float32
+        else:
+            self.muon_dtype = muon_dtype(self.hardware)
         self.tokenizer_size, self.corpus = vocabulary(config)
         self.model = self.empty_model(config)
         self.rehearsed: dict[Any, Rehearsal] = {}
@@ -127,11 +130,15 @@ class Planner:
             trainer.config, trainer.hardware, trainer.model = config, self.hardware, self.empty_model(config)
             trainer.state, trainer.corpus = TrainerState(), SimpleNamespace(train=None)  # type: ignore[assignment]
             with fake_group(world) as ranks, operations_of("cuda" if self.gpu else self.hardware.device.type):
+                share: Share = partial(replica, world=world)
                 if parallel == "fsdp":
-                    mesh, dtype = mesh_of(ranks, self.hardware.device), DTYPES[train.reduce_dtype]
-                    share: Any = lambda model: Sharded(model, ranks, dtype, mesh, replace(self.hardware, compile=False))  # noqa: E731
-                else:
-                    share = partial(replica, world=world)
+                    share = partial(
+                        Sharded,
+                        ranks=ranks,
+                        reduce_dtype=DTYPES[train.reduce_dtype],
+                        mesh=mesh_of(ranks, self.hardware.device),
+                        hardware=replace(self.hardware, compile=False),
+                    )
                 self.rehearsed[key] = rehearse(trainer, ranks, share, self.muon_dtype)
         return self.rehearsed[key]
 
@@ -205,10 +212,10 @@ def vocabulary(config: RunConfig) -> tuple[int, Corpus | None]:
     kind, size = config.tokenizer.name, config.tokenizer.vocab_size
     if kind == "bpe" and size:
         return size, None
-    if kind == "huggingface":
-        return Tokenizer.load(Path(config.tokenizer.path or "").expanduser()).vocab_size, None
-    if kind in ("byte", "gpt2"):
-        return {"byte": 257, "gpt2": 50257}[kind], None
+    if kind == "gpt2":  # whose vocabulary would be a download
+        return VOCAB_SIZES["gpt2"], None
+    if kind in ("byte", "huggingface"):
+        return build_tokenizer(config.tokenizer).vocab_size, None
     corpus = prepare(config.data, config.tokenizer)
     return corpus.tokenizer.vocab_size, corpus
 
@@ -219,11 +226,16 @@ def plan(config: RunConfig) -> int:
 
     if config.train.batch_size == "auto":
         raise ConfigError([Mistake("train.batch_size", "a plan needs a number, as train.batch_size=8", "auto")])
-    if config.init_from or config.lora.rank:
-        raise UserError("plan=true: is for training from random weights; leave init_from and lora away")
+    if config.init_from:
+        raise UserError("plan=true: is for training from random weights; leave init_from away, and what adapts it")
     if processes() > 1:
         raise UserError("plan=true: is for one process; say how many there are to be with cluster.gpus")
     planner = Planner(config)
+    if planner.hardware.device.type not in PREDICTABLE:
+        raise UserError(
+            f"plan=true: what a run takes on the device {planner.hardware.device} is not known; name GPUs with "
+            "cluster.gpu, or give train.device=cpu"
+        )
     found = planner.plan(config, config.cluster.gpus)
     print_plan(found, planner)
     if not found.fits:

@@ -91,7 +91,7 @@ class LiveBytes(TorchDispatchMode):
         for result in tree_leaves(results):
             if isinstance(result, Tensor) and result.layout is torch.strided:  # the parts of a sparse one are
                 storage = result.untyped_storage()
-                if storage._cdata in self.storages or not is_view(storage, args):
+                if storage._cdata in self.storages or not is_view(storage, (args, kwargs)):
                     self.count(storage)
         return results
 
@@ -108,9 +108,9 @@ class LiveBytes(TorchDispatchMode):
         self.live -= self.storages.pop(key)
 
 
-def is_view(storage: torch.UntypedStorage, args: Any) -> bool:
+def is_view(storage: torch.UntypedStorage, arguments: Any) -> bool:
     """Whether one of the arguments has this storage, too, so that it was there before."""
-    tensors = (arg for arg in tree_leaves(args) if isinstance(arg, Tensor) and arg.layout is torch.strided)
+    tensors = (arg for arg in tree_leaves(arguments) if isinstance(arg, Tensor) and arg.layout is torch.strided)
     return any(tensor.untyped_storage()._cdata == storage._cdata for tensor in tensors)
 
 

@@ -15,11 +15,12 @@ from gpt.cli import main
 from gpt.composition import load_config
 from gpt.config import RunConfig
 from gpt.model.transformer import Decoder
-from gpt.options import ConfigError
+from gpt.options import ConfigError, UserError
 from gpt.training import planner as planning
 from gpt.training.muon import part_of
 from gpt.training.optimizers import Optimizers
 from gpt.training.planner import Planner
+from gpt.training.rehearsal import LiveBytes
 from train import COMMAND, run
 
 SMALL = [
@@ -191,13 +192,29 @@ def test_a_global_batch_is_shared_among_the_gpus() -> None:
         (["cluster.gpu=H100"], "cluster.gpu=H100: is for a plan; add plan=true"),
         (["cluster.mfu=0.5"], "cluster.mfu=0.5: is for a plan; add plan=true"),
         (["plan=true", "train.batch_size=auto", "train.global_batch_size=8"], "a plan needs a number"),
-        (["plan=true", "lora.rank=4"], "lora"),
+        (["cluster.gpus=2", "cluster.mfu=0.5"], "cluster.mfu=0.5: is for a plan; add plan=true"),
         (["plan=true", "cluster.mfu=1.5"], "must be at most 1"),
     ],
 )
 def test_what_is_refused(options: list[str], says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(COMMAND, run, [*options, f"run_dir={tmp_path}/run"]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_plan_is_of_one_process_that_begins_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configured()
+    with pytest.raises(UserError, match="leave init_from away"):
+        planning.plan(replace(config, init_from="gpt2"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"say how many there are to be with cluster\.gpus"):
+        planning.plan(config)
+
+
+def test_a_tensor_given_to_be_written_into_was_there_before() -> None:
+    a, out = torch.ones(8, 8), torch.empty(8, 8)
+    with LiveBytes() as live:
+        torch.mm(a, a, out=out)
+    assert live.peak == 0
 
 
 def test_a_plan_writes_nothing_and_says_what_it_assumes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
