@@ -16,9 +16,10 @@ from typing import Any
 import yaml
 
 from gpt.options import written
+from gpt.signals import SIGNALS
 from gpt.sweeps.plan import Run
 
-INTERRUPTED = (130, 138, 143)  # 128 + SIGINT, SIGUSR1, SIGTERM: what train.py exits with once it has saved
+INTERRUPTED = {128 + number for number in SIGNALS}  # what train.py exits with once it has saved
 
 
 @dataclass(frozen=True)

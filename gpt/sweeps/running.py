@@ -8,16 +8,15 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any
+from types import FrameType
 
 from gpt.arguments import Command
 from gpt.options import say
+from gpt.signals import NotedSignals
 from gpt.sweeps.plan import Plan, Run, plan_runs
 from gpt.sweeps.results import read_result
 from gpt.sweeps.summary import print_summary, write_summary
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # on which train.py saves and ends
 CTRL_C = (128 + signal.SIGINT, -signal.SIGINT)  # how a run ends that has got one
 POLL_SECONDS = 0.05
 ECHO = 1.0  # seconds in which a run ends by the terminal's own Ctrl-C if it is not training yet
@@ -35,7 +34,7 @@ def run_sweep(command: Command, argv: Sequence[str]) -> int:
         print_summary(results)
         write_summary(plan.folder, results)
     if interrupts.received:
-        return 128 + interrupts.received
+        return interrupts.exit_status
     return 1 if len(statuses) < len(plan.runs) or any(statuses.values()) else 0
 
 
@@ -57,28 +56,15 @@ def start(run: Run) -> subprocess.Popen[bytes]:
     return subprocess.Popen([*sys.orig_argv[: len(sys.orig_argv) - len(sys.argv[1:])], *run.arguments])
 
 
-class Interrupts:
+class Interrupts(NotedSignals):
     """While entered, signals are only noted, and what runs gets time to save."""
 
-    def __init__(self) -> None:
-        self.received: signal.Signals | None = None
-        self.since = 0.0
-        self.previous: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> Interrupts:
-        for number in SIGNALS:
-            self.previous[number] = signal.signal(number, self.note)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
+    since = 0.0  # by the monotonic clock, that of the first
 
     def note(self, number: int, frame: FrameType | None = None) -> None:
         if self.received is None:
-            self.received, self.since = signal.Signals(number), time.monotonic()
+            self.since = time.monotonic()
+        super().note(number, frame)
 
     def wait(self, process: subprocess.Popen[bytes]) -> int:
         """The exit status of a run, which is told once when a signal comes.

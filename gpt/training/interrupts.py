@@ -6,18 +6,17 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from types import FrameType, TracebackType
-from typing import Any
+from types import FrameType
 
+from gpt.signals import NotedSignals
 from gpt.training.parallel.ranks import Ranks
 
 STOPPING = b"\nStopping after this step and saving; Ctrl-C again stops at once.\n"
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, pre-emption, and how SLURM may announce that
 ECHO = 2.0  # seconds for which torchrun's own Ctrl-C may follow that of the terminal
 
 
-class Interrupts:
+class Interrupts(NotedSignals):
     """While entered, the first signal is only noted in `received`; a second SIGINT stops at once.
 
     Of several processes, all stop after the same step, whichever got the signal: what each has received goes round
@@ -26,21 +25,9 @@ class Interrupts:
     """
 
     def __init__(self, stop_at: int | None = None, ranks: Ranks | None = None) -> None:
+        super().__init__()
         self.stop_at, self.ranks = stop_at, ranks or Ranks()
         self.going_round: Callable[[], int] = lambda: 0
-        self.received: signal.Signals | None = None
-        self.previous: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> Interrupts:
-        for number in SIGNALS:
-            self.previous[number] = signal.signal(number, self.note)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
 
     def note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
@@ -50,7 +37,7 @@ class Interrupts:
                 os.write(2, STOPPING)  # print may not be reentered
         elif number == signal.SIGINT and (self.ranks.world == 1 or now - self.since > ECHO):
             signal.default_int_handler(number, frame)
-        self.received = self.received or signal.Signals(number)
+        super().note(number, frame)
 
     def stop(self, step: int) -> bool:
         """Whether to stop after this step. All processes must ask after each."""
@@ -60,8 +47,3 @@ class Interrupts:
                 self.note(agreed, None)
             return bool(agreed) or (self.stop_at is not None and step >= self.stop_at)
         return self.received is not None or (self.stop_at is not None and step >= self.stop_at)
-
-    @property
-    def exit_status(self) -> int:
-        """128 plus the signal's number, as shells report it; 0 where there was none."""
-        return 0 if self.received is None else 128 + self.received
