@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +19,9 @@ from gpt.composition import load_config
 from gpt.config import RunConfig, SampleConfig
 from gpt.help import default_values, help_text
 from gpt.options import ConfigError, UserError, look_up
-from gpt.sweeps.plan import plan_runs
+from tests.scripts import ROOT, SAMPLE, TRAIN, in_empty_folder, run_script
 
-ROOT = Path(__file__).resolve().parent.parent
-TRAIN = Command(RunConfig, "train", "Train.", ("python train.py",))
-SAMPLE = Command(SampleConfig, "sample", "Sample.")
-
-
-@pytest.fixture(autouse=True)
-def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Each test runs in an empty folder, which composition must leave empty."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+__all__ = ["in_empty_folder"]
 
 
 def train(*argv: str) -> RunConfig:
@@ -435,89 +423,6 @@ def test_only_the_first_rank_lists_mistakes(
     assert capsys.readouterr().err == ""
 
 
-def planned(*argv: str) -> dict[str, tuple[str, ...]]:
-    """The folders of a sweep's runs, and their arguments."""
-    return {str(run.folder): run.arguments for run in plan_runs(TRAIN, argv).runs}
-
-
-def test_the_plan_of_a_sweep() -> None:
-    plan = planned("optimizer.lr=3e-4,1e-3", "optimizer=adamw,muon", "wandb.project=a,b", "seed=2")
-    assert list(plan) == [
-        "runs/stdlib-mini/optimizer=adamw,optimizer.lr=0.0003",
-        "runs/stdlib-mini/optimizer=adamw,optimizer.lr=0.001",
-        "runs/stdlib-mini/optimizer=muon,optimizer.lr=0.0003",
-        "runs/stdlib-mini/optimizer=muon,optimizer.lr=0.001",
-    ]
-    config = load_config(TRAIN, plan["runs/stdlib-mini/optimizer=muon,optimizer.lr=0.0003"])
-    assert (config.optimizer.name, config.optimizer.lr, config.seed) == ("muon", 3e-4, 2)
-    assert config.run_dir == "runs/stdlib-mini/optimizer=muon,optimizer.lr=0.0003"
-    assert config.wandb.project == "a,b"  # free text is never swept
-
-
-def test_a_sweep_extends_a_given_folder_and_joins_equal_values() -> None:
-    assert list(planned("run_dir=my runs", "seed=1,1e0,2")) == ["my runs/seed=1", "my runs/seed=2"]
-    assert list(planned("seed=range(1,3)")) == ["runs/stdlib-mini/seed=1", "runs/stdlib-mini/seed=2"]
-
-
-@pytest.mark.parametrize(
-    ("argv", "words"),
-    [
-        (["seed=1"], "no option has several values"),
-        (["seed=1,-2"], "seed=-2: must be at least 0"),
-        (["optimizer=adamw,sgd"], "optimizer=sgd: is not one of adamw, muon"),
-        (["seed=1,2", "lr=3"], "lr=3: there is no such option; did you mean optimizer.lr?"),
-        (["seed=1,2", "seed=3"], "seed=3: was also given as seed=1,2; give it once"),
-        (["seed=interval(1,2)", "optimizer=adamw,muon"], "seed=interval(1,2): is no list of at most 1000 values"),
-    ],
-)
-def test_mistakes_of_a_sweep(argv: list[str], words: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        plan_runs(TRAIN, argv)
-    assert words in str(caught.value)
-    assert len(caught.value.mistakes) == 1
-
-
-def test_no_sweep_without_runs_or_under_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="only train"):
-        plan_runs(SAMPLE, ["checkpoint=x", "top_k=1,2"])
-    monkeypatch.setenv("RANK", "0")
-    with pytest.raises(ConfigError, match="torchrun"):
-        plan_runs(TRAIN, ["seed=1,2"])
-
-
-SCRIPT = """
-import sys
-from gpt.cli import Command, main
-from gpt.config import RunConfig, SampleConfig
-
-def run(config):
-    {body}
-
-if __name__ == "__main__":
-    sys.exit(main(Command({kind}, "{config}", "A script."), run))
-"""
-
-
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
-
-
-def write_script(folder: Path, body: str, kind: str = "RunConfig") -> None:
-    config = "train" if kind == "RunConfig" else "sample"
-    body = textwrap.indent(textwrap.dedent(body), "    ").strip()
-    (folder / "script.py").write_text(SCRIPT.format(body=body, kind=kind, config=config))
-
-
-def run_script(
-    folder: Path, body: str, argv: Sequence[str], kind: str = "RunConfig", pipe: str = ""
-) -> subprocess.CompletedProcess[str]:
-    """Runs a script whose `run(config)` is `body`, in `folder`."""
-    write_script(folder, body, kind)
-    command: Any = [sys.executable, "script.py", *argv]
-    if pipe:
-        command = ["bash", "-c", f'"$@" | {pipe}; exit ${{PIPESTATUS[0]}}', "bash", *command]
-    return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
-
-
 def test_help_of_a_script_loads_neither_torch_nor_hydra(empty_folder: Path) -> None:
     for flag in ("--help", "-h"):
         done = run_script(empty_folder, "pass", ["lr=1", flag])
@@ -579,81 +484,3 @@ def test_a_full_disk_is_one_line(empty_folder: Path) -> None:
     done = run_script(empty_folder, "print('x', file=open('/dev/full', 'w'), flush=True)", [])
     assert done.returncode == 1
     assert done.stderr == "script.py: No space left on device\n"
-
-
-def test_multirun_runs_all_even_when_one_fails(empty_folder: Path) -> None:
-    body = "print(config.run_dir, flush=True)\nreturn 5 if config.seed == 1 else 0"
-    done = run_script(empty_folder, body, ["--multirun", "seed=1,2", "wandb.project=a b"])
-    assert done.returncode == 1
-    assert done.stdout == "runs/stdlib-mini/seed=1\nruns/stdlib-mini/seed=2\n"
-    assert "1 of 2 runs failed: runs/stdlib-mini/seed=1 (exit status 5)" in done.stderr
-    done = run_script(empty_folder, body, ["-m", "seed=2,3"])
-    assert done.returncode == 0
-    assert "Traceback" not in done.stderr
-
-
-def test_an_interrupt_stops_a_sweep(empty_folder: Path) -> None:
-    done = run_script(empty_folder, "print(config.seed, flush=True)\nraise KeyboardInterrupt", ["-m", "seed=1,2"])
-    assert (done.returncode, done.stdout) == (130, "1\n")
-
-
-def test_a_sweep_ends_with_a_summary(empty_folder: Path) -> None:
-    body = """
-    import json, os
-    os.makedirs(config.run_dir)
-    with open(config.run_dir + "/metrics.jsonl", "w") as file:
-        for step in range(1, 5):
-            loss = abs(step - config.seed) + config.seed / 8
-            file.write(json.dumps({"step": step, "val/loss": loss, "val/bits_per_byte": loss / 2}) + "\\n")
-    if config.seed == 2: raise KeyboardInterrupt
-    return 5 if config.seed == 3 else 0
-    """
-    done = run_script(empty_folder, body, ["-m", "seed=3,1,2,4", "run_dir=s"])
-    assert done.returncode == 130
-    assert done.stdout == ""
-    found = [json.loads(line) for line in (empty_folder / "s/sweep.jsonl").read_text().splitlines()]
-    assert [(line["seed"], line["val/loss"], line["step"], line["state"]) for line in found] == [
-        (1, 0.125, 1, "done"),
-        (2, 0.25, 2, "interrupted"),
-        (3, 0.375, 3, "failed with exit status 5"),
-        (4, None, None, "not started"),
-    ]
-    assert "1 of 4 runs failed: s/seed=3 (exit status 5)" in done.stderr
-    assert "2 of 4 runs are not done. The same command continues." in done.stderr
-    assert (empty_folder / "s/sweep.png").is_file()
-
-
-def test_a_summary_on_a_full_disk_is_one_line(empty_folder: Path) -> None:
-    if not os.path.exists("/dev/full"):
-        pytest.skip("this system has no /dev/full")
-    (empty_folder / "s").mkdir()
-    (empty_folder / "s/sweep.jsonl.partial").symlink_to("/dev/full")
-    done = run_script(empty_folder, "pass", ["-m", "seed=1,2", "run_dir=s"])
-    assert done.returncode == 1
-    assert done.stderr.endswith("script.py: s/sweep.jsonl: No space left on device\n")
-    assert "Traceback" not in done.stderr
-
-
-@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_to_a_sweep_lets_its_run_finish(number: int, empty_folder: Path) -> None:
-    body = """
-    import signal, time
-    stopped = []
-    signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
-    print("running", flush=True)
-    while not stopped: time.sleep(0.01)
-    print("saved", flush=True)
-    return 143
-    """
-    write_script(empty_folder, body)
-    command = [sys.executable, "script.py", "-m", "seed=1,2"]
-    process = subprocess.Popen(
-        command, cwd=empty_folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "running\n"
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (128 + number, "saved\n"), err
-    assert "2 of 2 runs are not done. The same command continues." in err
