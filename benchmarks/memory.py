@@ -29,6 +29,17 @@ PRESETS = {
 FITTING = [name for name in PRESETS if "large" not in name]  # in 8 GiB
 
 
+def options_of(name: str, text: Path, steps: int) -> list[str]:
+    """The arguments of a short run of a preset, with two evaluations."""
+    short = ["schedule.warmup_steps=2", f"train.max_steps={steps}", f"train.eval_every={steps // 2}"]
+    options = ["data=text", f"data.files=[{text}]", *short, "train.log_every=2", *PRESETS[name]]
+    return list({option.partition("=")[0]: option for option in options}.values())
+
+
+def off_by(predicted: float, measured: float) -> str:
+    return f"{100 * (predicted / measured - 1):+.0f} %"
+
+
 def measure(name: str, text: Path, steps: int) -> dict[str, Any]:
     """Bytes predicted, by part, and measured."""
     from gpt.composition import load_config
@@ -41,15 +52,8 @@ def measure(name: str, text: Path, steps: int) -> dict[str, Any]:
     from train import COMMAND
 
     with tempfile.TemporaryDirectory() as folder:
-        options = ["data=text", f"data.files=[{text}]", f"data.prepared_dir={folder}/prepared", f"run_dir={folder}/run"]
-        options += [
-            "schedule.warmup_steps=2",
-            f"train.max_steps={steps}",
-            f"train.eval_every={steps // 2}",
-            "train.log_every=2",
-        ]
-        given = {argument.split("=")[0]: argument for argument in [*options, *PRESETS[name]]}
-        config = load_config(COMMAND, list(given.values()))
+        places = [f"data.prepared_dir={folder}/prepared", f"run_dir={folder}/run"]
+        config = load_config(COMMAND, [*options_of(name, text, steps), *places])
         hardware = choose_hardware("cpu", "auto", config.model.n_embd)
         trainer = Trainer(config, prepare(config.data, config.tokenizer), hardware, Path(config.run_dir))
         trainer.run_dir.mkdir()
@@ -74,9 +78,7 @@ def main() -> None:
     rows = []
     for name in results:
         predicted, measured = median(results, name, "predicted"), median(results, name, "measured")
-        rows.append(
-            [name, f"{predicted / 2**30:.2f}", f"{measured / 2**30:.2f}", f"{100 * (predicted / measured - 1):+.0f} %"]
-        )
+        rows.append([name, f"{predicted / 2**30:.2f}", f"{measured / 2**30:.2f}", off_by(predicted, measured)])
     print_table(["preset", "predicted GiB", "measured GiB", "error"], rows)
     write_json(arguments.output, results, steps=arguments.steps)
 

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.memory import PRESETS
+from benchmarks.memory import PRESETS, off_by, options_of
 from benchmarks.side_by_side import in_turn, median, peak_bytes, print_table, worker, write_json
 
 CHOSEN = [name for name in PRESETS if "large" not in name]
@@ -50,12 +50,6 @@ def planned(options: list[str]) -> Any:
     return Planner(config).plan(config, config.cluster.gpus)
 
 
-def options_of(name: str, text: Path, steps: int) -> list[str]:
-    short = ["schedule.warmup_steps=2", f"train.max_steps={steps}", f"train.eval_every={steps // 2}"]
-    options = ["data=text", f"data.files=[{text}]", *short, *PRESETS[name]]
-    return list({option.partition("=")[0]: option for option in options}.values())
-
-
 def measured(name: str, text: Path, steps: int) -> dict[str, int]:
     from gpt.cli import main as call
     from train import COMMAND, run
@@ -75,8 +69,7 @@ def print_memory(results: dict[str, Any], presets: list[str]) -> None:
     rows = []
     for name in presets:
         plan, taken = median(results, f"{name}: plan", "planned"), median(results, f"{name}: run", "measured")
-        error = f"{100 * (plan / taken - 1):+.0f} %"
-        rows.append([name, f"{plan / 2**20:,.0f}", f"{taken / 2**20:,.0f}", error])
+        rows.append([name, f"{plan / 2**20:,.0f}", f"{taken / 2**20:,.0f}", off_by(plan, taken)])
     print_table(["preset", "planned MiB", "measured MiB", "error"], rows)
 
 
@@ -94,7 +87,7 @@ def print_published(found: dict[str, dict[str, float]]) -> None:
     rows = [
         [
             name, f"{run['published']:.2f}", f"{run['planned']:.2f}",
-            f"{100 * (run['planned'] / run['published'] - 1):+.0f} %", f"{100 * run['reached']:.0f} %",
+            off_by(run["planned"], run["published"]), f"{100 * run['reached']:.0f} %",
         ]
         for name, run in found.items()
     ]  # fmt: skip
