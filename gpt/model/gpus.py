@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from gpt.model.hardware import GPU_PEAKS, gpu_peak
+from gpt.model.hardware import GPU_PEAKS, known_gpu
 from gpt.options import ConfigError, Mistake, nearest
 
 # Memory in GB, from NVIDIA's data sheets; of cards that come with different ones the smallest, unless the name says.
@@ -35,15 +35,14 @@ class Gpu:
 
 def find_gpu(name: str) -> Gpu:
     """What is known of the GPU of this name, as `H100` or `NVIDIA A100-SXM4-80GB`. Raises ConfigError."""
-    peak = gpu_peak(name)
-    if peak is None:
+    key = known_gpu(name)
+    if key is None:
         known = ", ".join(GPU_PEAKS)
         meant = nearest(name, GPU_PEAKS)
         hint = f"; did you mean {' or '.join(meant)}?" if meant else ""
         raise ConfigError([Mistake("cluster.gpu", f"is not known{hint} Known are: {known}", name)])
-    key = next(part for part in GPU_PEAKS if GPU_PEAKS[part] == peak and re.search(rf"\b{part}\b", name))
     size = re.search(r"(\d+) ?GB", name)
     return Gpu(
-        name, peak, int(size[1] if size else MEMORY[key]) * 10**9, NVLINK.get(key, PCIE),
+        name, GPU_PEAKS[key], int(size[1] if size else MEMORY[key]) * 10**9, NVLINK.get(key, PCIE),
         "fp16" if key in FP16 else "bf16",
     )  # fmt: skip

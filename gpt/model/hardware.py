@@ -197,12 +197,15 @@ def peak_flops(hardware: Hardware) -> float | None:
 
 
 def gpu_peak(name: str) -> float | None:
-    """The entry of `GPU_PEAKS` for a device with this name; None where there is none."""
+    """The entry of `GPU_PEAKS` for a device with this name, in FLOP/s; None where there is none."""
+    return GPU_PEAKS.get(known_gpu(name) or "")
+
+
+def known_gpu(name: str) -> str | None:
+    """The name in `GPU_PEAKS` of a device that CUDA calls `name`; None where there is none."""
     if NOT_WHOLE.search(name):
         return None
-    return next(
-        (peak for part, peak in GPU_PEAKS.items() if re.search(rf"\b{part}\b(?! (?:Ti|SUPER|D)\b)", name)), None
-    )
+    return next((part for part in GPU_PEAKS if re.search(rf"\b{part}\b(?! (?:Ti|SUPER|D)\b)", name)), None)
 
 
 def measure_peak(hardware: Hardware, size: int = 1024, seconds: float = 0.06) -> float:
