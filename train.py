@@ -23,15 +23,19 @@ def share_global_batch(values: dict[str, Any], given: set[str]) -> None:
     train, planned = values["train"], values["plan"] in (True, "true")
     world = values["cluster"]["gpus"] if planned else processes()
     whole, size = train["global_batch_size"], train["batch_size"]
-    if "train.grad_accum_steps" in given or not all(isinstance(n, int) and n > 0 for n in (whole, size, world)):
+    if not all(isinstance(n, int) and n > 0 for n in (whole, size, world, train["grad_accum_steps"])):
         return
-    if whole % (size * world) == 0:
+    if "train.grad_accum_steps" not in given and whole % (size * world) == 0:
         train["grad_accum_steps"] = whole // size // world
-    elif planned:
-        shared = f"is no multiple of train.batch_size={size} times cluster.gpus={world}; change one of them"
-        raise ConfigError([Mistake("train.global_batch_size", shared, str(whole))])
-    if planned:
-        train["global_batch_size"] = None  # which checks for the processes that there are
+    if planned:  # for processes that are not there, so it is checked here, and not with the others
+        count = train["grad_accum_steps"]
+        if whole != size * count * world:
+            message = (
+                f"is not train.batch_size={size} times train.grad_accum_steps={count} times cluster.gpus={world}; "
+                "change one of them"
+            )
+            raise ConfigError([Mistake("train.global_batch_size", message, str(whole))])
+        train["global_batch_size"] = None
 
 
 def keep_global_batch(values: dict[str, Any], given: Arguments) -> None:

@@ -181,8 +181,11 @@ def test_a_global_batch_is_shared_among_the_gpus() -> None:
     config = configured("train.global_batch_size=64", "cluster.gpus=8", "train.batch_size=4")
     assert (config.train.grad_accum_steps, config.train.global_batch_size) == (2, None)
     assert load_config(COMMAND, ["train.global_batch_size=64"]).train.grad_accum_steps == 8
-    with pytest.raises(ConfigError, match=r"global_batch_size=60: is no multiple of train.batch_size=4 times"):
-        configured("train.global_batch_size=60", "cluster.gpus=8")
+    for given in (["train.global_batch_size=60"], ["train.global_batch_size=64", "train.grad_accum_steps=3"]):
+        with pytest.raises(ConfigError, match=r"is not train.batch_size=4 times train.grad_accum_steps=[13] times"):
+            configured(*given, "cluster.gpus=8")
+    config = configured("train.global_batch_size=64", "train.grad_accum_steps=2", "cluster.gpus=8")
+    assert config.train.grad_accum_steps == 2
 
 
 @pytest.mark.parametrize(
