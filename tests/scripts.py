@@ -20,8 +20,8 @@ TRAIN = Command(RunConfig, "train", "Train.", ("python train.py",))
 SAMPLE = Command(SampleConfig, "sample", "Sample.")
 
 
-@pytest.fixture(name="empty_folder", autouse=True)
-def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Each test runs in an empty folder, which composition must leave empty."""
     monkeypatch.chdir(tmp_path)
     return tmp_path

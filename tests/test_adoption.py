@@ -15,7 +15,8 @@ from gpt.composition import load_config
 from gpt.config import RunConfig
 from gpt.options import UserError
 
-from .test_cli import ROOT, empty_folder, mistakes, train
+from .scripts import ROOT, empty_folder
+from .test_cli import mistakes, train
 
 __all__ = ["empty_folder"]  # a fixture
 

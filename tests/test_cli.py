@@ -19,9 +19,9 @@ from gpt.composition import load_config
 from gpt.config import RunConfig, SampleConfig
 from gpt.help import default_values, help_text
 from gpt.options import ConfigError, UserError, look_up
-from tests.scripts import ROOT, SAMPLE, TRAIN, in_empty_folder, run_script
+from tests.scripts import ROOT, SAMPLE, TRAIN, empty_folder, run_script
 
-__all__ = ["in_empty_folder"]
+__all__ = ["empty_folder"]  # a fixture
 
 
 def train(*argv: str) -> RunConfig:

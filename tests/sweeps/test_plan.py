@@ -7,9 +7,9 @@ import pytest
 from gpt.composition import load_config
 from gpt.options import ConfigError
 from gpt.sweeps.plan import plan_runs
-from tests.scripts import SAMPLE, TRAIN, in_empty_folder
+from tests.scripts import SAMPLE, TRAIN, empty_folder
 
-__all__ = ["in_empty_folder"]
+__all__ = ["empty_folder"]  # a fixture
 
 
 def planned(*argv: str) -> dict[str, tuple[str, ...]]:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.scripts import ENVIRONMENT, in_empty_folder, run_script, write_script
+from tests.scripts import ENVIRONMENT, empty_folder, run_script, write_script
 
-__all__ = ["in_empty_folder"]
+__all__ = ["empty_folder"]  # a fixture
 
 
 def test_multirun_runs_all_even_when_one_fails(empty_folder: Path) -> None:

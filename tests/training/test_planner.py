@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -51,6 +52,17 @@ def test_a_plan_for_one_process_is_of_what_it_will_hold(optimizer: str, dialect:
     assert plan.flops_per_token == model.flops_per_token()
     least = plan.parts.weights + plan.parts.gradients + plan.parts.optimizer + plan.parts.logits
     assert plan.parts.total > least + 2 * 4 * 32 * 64 * 2  # what two blocks keep of each token, at the very least
+
+
+@pytest.mark.parametrize(("gpu", "growth"), [("H100", 2.0), ("", 3.5)])
+def test_a_gpu_is_planned_with_its_own_attention(gpu: str, growth: float) -> None:
+    """That of a CPU in bf16 keeps probabilities, which grow with the square of the context."""
+    backward = []
+    for length in (1024, 2048):
+        options = [f"model.context_length={length}", "train.batch_size=1", "train.precision=bf16", "model.n_head=8"]
+        config = configured(*options, f"cluster.gpu={gpu}", "optimizer=adamw")
+        backward.append(Planner(config).rehearse(config, 1, "alone").backward)
+    assert backward[1] / backward[0] == pytest.approx(growth, rel=0.15)
 
 
 @pytest.mark.parametrize("world", [3, 1024])
@@ -175,6 +187,14 @@ def test_the_nearest_keeps_the_global_batch() -> None:
     assert train.micro_batch * train.grad_accum_steps * found.world == 12000
     more = replace(train, batch_size=next(n for n in range(train.micro_batch + 1, 3001) if 12000 % n == 0))
     assert not Planner(config).plan(replace(config, train=more), 1).fits  # the largest
+
+
+def test_the_largest_that_fits_is_found_as_by_trying_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    planner, splits = Planner(configured()), list(range(1, 9))  # of which only the order counts
+    for limit in range(10):
+        monkeypatch.setattr(planner, "plan", lambda n, *_: SimpleNamespace(fits=n <= limit, split=n))  # noqa: B023
+        found: Any = planner.largest(splits, 1, "alone")  # type: ignore[arg-type]
+        assert (found.split if found else None) == max((n for n in splits if n <= limit), default=None)
 
 
 def test_a_global_batch_is_shared_among_the_gpus() -> None:
