@@ -20,6 +20,7 @@ FEWEST = 6_000
 RESUMED_AT = 1_000  # what a resume at the end is compared to
 RESUMES = 3  # of each, the fastest counts
 LOG_EVERY = 10
+LOOK = 0.05  # seconds between two looks: on a quick machine the shortest run takes few
 GROWTH = 0.02  # of resident memory from a tenth of the run on, or
 SLACK = 6 * 2**20  # bytes, whatever is more
 SLOWER = 1.25  # a step at the end may take so much of the processor's time compared to one at the start
@@ -65,7 +66,7 @@ def job(cwd: Path, run_dir: str, steps: int) -> Job:
 def watched(training: Job) -> list[Sample]:
     """Run it to its end, looking at it all the while."""
     running, samples = training.start(), []
-    while running.sleep(0.25):
+    while running.sleep(LOOK):
         step, _ = running.last_step() or (0, False)
         try:
             samples.append(sample(running.process.pid, step, (training.run_dir / "loss.png").exists()))
