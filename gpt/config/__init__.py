@@ -9,6 +9,7 @@ from gpt.config.data import SOURCES, TOKENIZERS, DataConfig, TokenizerConfig
 from gpt.config.evaluation import EvaluateConfig
 from gpt.config.export import ExportConfig
 from gpt.config.model import DIALECTS, ModelConfig
+from gpt.config.preparation import PreparationConfig
 from gpt.config.sampling import SampleConfig
 from gpt.config.training import (
     LORA_TARGETS,
@@ -31,6 +32,7 @@ __all__ = [
     "LoRAConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "PreparationConfig",
     "RunConfig",
     "SampleConfig",
     "ScheduleConfig",

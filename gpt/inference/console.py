@@ -22,9 +22,9 @@ from gpt.inference.sampling import Sampling
 from gpt.model.hardware import decoding_hardware
 from gpt.model.opening import open_checkpoint
 from gpt.options import UserError, say
-from gpt.text.documents import decode_file
 from gpt.text.encoders import check_unicode
 from gpt.text.files import check_writable_folder, write_whole
+from gpt.text.spans import Span, decode
 
 
 class Sampler:
@@ -119,7 +119,7 @@ def read_prompts(config: SampleConfig) -> list[str]:
         return [config.prompt]
     path = Path(os.path.expanduser(config.prompt_file))
     try:
-        text = "".join(decode_file(path))
+        text = "".join(decode(Span(path)))
     except UserError as error:
         raise UserError(f"prompt_file={error}") from None
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")

@@ -8,27 +8,26 @@ piece, however long.
 
 from __future__ import annotations
 
-import codecs
 import json
 import os
 import sys
 import sysconfig
-import time
 import tokenize
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gpt.config import DataConfig
 from gpt.options import UserError
-from gpt.text.downloads import SHAKESPEARE_NAME, fetch_shakespeare, hub_records, local_records
+from gpt.text.downloads import SHAKESPEARE_NAME, fetch_shakespeare, hub_parts, hub_records, local_records
 from gpt.text.files import find_files, list_folder
-from gpt.text.records import read_jsonl
+from gpt.text.records import Place, read_jsonl
+from gpt.text.spans import Cut, Span, at_blank_lines, between_lines, decode, in_parts, in_text
 from gpt.text.templates import Template
 
 PIECE_CHARACTERS = 1 << 20  # a longer document streams in pieces of at most so many characters
-_READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -50,20 +49,43 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A stretch of a source, which can be read alone, and again. `name` tells it from every other one.
+
+    `continues`: its first piece goes on with the document in which the part before it ended.
+    """
+
+    name: str
+    read: Callable[[], Iterator[Piece]]
+    continues: bool = False
+
+    def pieces(self) -> Iterator[tuple[Piece, bool]]:
+        """Each piece, and whether it starts a document."""
+        starts = not self.continues
+        for piece in self.read():
+            yield piece, starts
+            starts = piece.ends
+
+
+@dataclass(frozen=True)
 class Source:
     """Where documents come from.
 
-    `description` is a line for people; `files` are what it reads, sorted, for noticing changes; `read` starts over each
-    time; where `remote`, reading again costs a download. `pairs`: its documents are prompt/completion pairs, and with
-    `by_prompt`, those of the same prompt belong on the same side of a split.
+    `description` is a line for people; `files` are what it reads, sorted, for noticing changes; `parts` lists what it
+    consists of, the same each time; where `remote`, reading again costs a download. `pairs`: its documents are
+    prompt/completion pairs, and with `by_prompt`, those of the same prompt belong on the same side of a split.
     """
 
     description: str
     files: tuple[Path, ...]
-    read: Callable[[], Iterator[Piece]]
+    parts: Callable[[], list[Part]]
     remote: bool = False
     pairs: bool = False
     by_prompt: bool = False
+
+    def read(self) -> Iterator[Piece]:
+        for part in self.parts():
+            yield from part.read()
 
 
 def open_source(
@@ -80,34 +102,63 @@ def open_source(
     if data.name == "stdlib":
         files = tuple(_stdlib_files())
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        return Source(f"{len(files):,} Python files of Python {version}'s library", files, lambda: _read_python(files))
+        name = f"{len(files):,} Python files of Python {version}'s library"
+        return Source(name, files, partial(_parts, files, _read_python))
     if data.name == "shakespeare":
         file = fetch_shakespeare(downloads, report)
-        return Source(SHAKESPEARE_NAME, (file,), lambda: read_texts((file,), "whole"))
+        return Source(SHAKESPEARE_NAME, (file,), partial(_parts, (file,), partial(read_texts, documents="whole")))
+    if data.name == "huggingface" and data.path is not None:
+        return _open_data_set(data, data.path)
     option, patterns = ("data.val_files", data.val_files) if held_out else ("data.files", data.files)
-    if data.name == "text":
-        files = tuple(find_files(patterns, option))
-        return Source(_count(files), files, lambda: read_texts(files, data.documents))
+    files = tuple(find_files(patterns, option))
     if data.name == "pairs":
-        return _open_pairs(data, tuple(find_files(patterns, option)))
-    template = Template.of_field(data.column) if data.column is not None else Template.parse(data.template)
-    if data.name == "jsonl":
-        files = tuple(find_files(patterns, option))
-        return Source(_count(files), files, lambda: _render(read_jsonl(files), template))
-    if data.path is None:
-        files = tuple(find_files(patterns, option))
-        return Source(_count(files), files, lambda: _render(local_records(files), template))
-    folder = Path(data.path).expanduser()
+        return _open_pairs(data, files)
+    cut: Cut | None = None
+    if data.name == "text":
+        cut = in_text if data.documents == "whole" else at_blank_lines
+        read: Reader = partial(read_texts, documents=data.documents)
+    else:
+        template = _template(data)
+        cut, records = (between_lines, read_jsonl) if data.name == "jsonl" else (None, local_records)
+        read = lambda spans: _render(records(spans), template)  # noqa: E731
+    return Source(_count(files), files, partial(_parts, files, read, cut))
+
+
+Reader = Callable[[tuple[Span, ...]], Iterator[Piece]]
+
+
+def _parts(files: tuple[Path, ...], read: Reader, cut: Cut | None = None) -> list[Part]:
+    parts = []
+    for spans in in_parts(files, cut):
+        name = " ".join(f"{span.file}:{span.start}-{span.stop or ''}" for span in spans)
+        parts.append(Part(name, partial(read, spans), continues=cut is in_text and spans[0].start > 0))
+    return parts
+
+
+def _open_data_set(data: DataConfig, path: str) -> Source:
+    template = _template(data)
+    folder = Path(path).expanduser()
     files = tuple(list_folder(folder, any_suffix=True)) if folder.is_dir() else ()
-    name = " ".join(filter(None, [data.path, data.subset, data.split]))
-    return Source(name, files, lambda: _render(hub_records(data), template), remote=not files)
+    name = " ".join(filter(None, [path, data.subset, data.split]))
+
+    def parts() -> list[Part]:
+        of = hub_parts(data)
+        read = lambda number: _render(hub_records(data, number, of), template)  # noqa: E731
+        return [Part(f"{number} of {of}", partial(read, number)) for number in range(of)]
+
+    return Source(name, files, parts, remote=not files)
+
+
+def _template(data: DataConfig) -> Template:
+    return Template.of_field(data.column) if data.column is not None else Template.parse(data.template)
 
 
 def _open_pairs(data: DataConfig, files: tuple[Path, ...]) -> Source:
     prompt = Template.parse(data.prompt, "data.prompt", needs_field=False)
     completion = Template.parse(data.completion, "data.completion")
-    read = lambda: _render_pairs(read_jsonl(files), prompt, completion)  # noqa: E731
-    return Source(_count(files), files, read, pairs=True, by_prompt=prompt.has_field)
+    read = lambda spans: _render_pairs(read_jsonl(spans), prompt, completion)  # noqa: E731
+    parts = partial(_parts, files, read, between_lines)
+    return Source(_count(files), files, parts, pairs=True, by_prompt=prompt.has_field)
 
 
 def _count(files: tuple[Path, ...]) -> str:
@@ -116,29 +167,34 @@ def _count(files: tuple[Path, ...]) -> str:
     return files[0].name.encode("utf-8", "backslashreplace").decode("utf-8")  # a name may be any bytes
 
 
-def spooled(source: Source, file: Path, report: Callable[[str], None]) -> Source:
-    """A copy on disk of a source that would have to be downloaded for each pass."""
-    started, count = time.monotonic(), 0
-    with file.open("w", encoding="utf-8") as out:
-        for piece in source.read():
+# --- copies of what is far away ----------------------------------------------------------------------------------
+
+
+def spooling(pieces: Iterable[Piece], file: Path) -> Iterator[Piece]:
+    """The same pieces, which have been copied into `file` when the last of them is taken."""
+    partial_file = file.with_name(file.name + ".partial")
+    with partial_file.open("w", encoding="utf-8") as out:
+        for piece in pieces:
             out.write(json.dumps([piece.text, piece.ends]) + "\n")
-            count += piece.ends
-            if time.monotonic() - started > 10:
-                report(f"Downloaded {count:,} documents …")
-                started = time.monotonic()
+            yield piece
+        out.flush()
+        os.fsync(out.fileno())
+    partial_file.replace(file)
 
-    def read() -> Iterator[Piece]:
-        with file.open(encoding="utf-8") as lines:
-            yield from (Piece(*json.loads(line)) for line in lines)
 
-    return replace(source, read=read, remote=False)
+def read_spool(file: Path) -> Iterator[Piece]:
+    with file.open(encoding="utf-8") as lines:
+        yield from (Piece(*json.loads(line)) for line in lines)
 
 
 # --- documents from text -----------------------------------------------------------------------------------------
 
 
-def pieces_of(fragments: Iterable[str]) -> Iterator[Piece]:
-    """One document's text, in fragments of any length, as pieces. Nothing where there is no text."""
+def pieces_of(fragments: Iterable[str], ends: bool = True) -> Iterator[Piece]:
+    """One document's text, in fragments of any length, as pieces. Nothing where there is no text.
+
+    `ends`: the document ends with them.
+    """
     held = ""
     for fragment in fragments:
         held, start = held + fragment, 0  # cut once a fragment: one may be a gigabyte
@@ -148,68 +204,16 @@ def pieces_of(fragments: Iterable[str]) -> Iterator[Piece]:
             start = cut
         held = held[start:]
     if held:
-        yield Piece(held, ends=True)
+        yield Piece(held, ends)
 
 
-def read_texts(files: Iterable[Path], documents: str) -> Iterator[Piece]:
+def read_texts(spans: Iterable[Span], documents: str) -> Iterator[Piece]:
     """Text files, each one document (`whole`), or several with blank lines between (`blank_line`)."""
-    for file in files:
+    for span in spans:
         if documents == "whole":
-            yield from pieces_of(decode_file(file))
+            yield from pieces_of(decode(span), ends=span.stop is None)
         else:
-            yield from _paragraphs(_lines(decode_file(file)))
-
-
-def decode_file(file: Path) -> Iterator[str]:
-    """The text of a UTF-8 file, or of one in UTF-16 with a byte order mark, in fragments.
-
-    Raises UserError, with the byte's offset, where it is neither, or holds NUL as binary files do.
-    """
-    try:
-        with file.open("rb") as stream:
-            data = stream.read(_READ_BYTES)
-            name, mark = _encoding(data)
-            rest, offset = data[mark:], mark  # bytes not decoded yet, and where in the file they start
-            while data:
-                data = stream.read(_READ_BYTES)
-                text, used = _decode(rest, name, final=not data)
-                if "\0" in text:
-                    at = offset + len(text[: text.index("\0")].encode(name))
-                    raise UserError(
-                        f"{file}: a NUL byte at offset {at}: this is not a text file; leave it out, or, if it is in "
-                        "UTF-16 without its mark, convert it (iconv -f UTF-16LE -t UTF-8)"
-                    )
-                yield text
-                rest, offset = rest[used:] + data, offset + used
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{file}: not valid {name.upper()} at byte {offset + error.start} ({error.reason}); convert the file to "
-            "UTF-8 (iconv -f ENCODING -t UTF-8), or leave it out"
-        ) from None
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
-
-
-def _encoding(head: bytes) -> tuple[str, int]:
-    """Codec of a file that starts with `head`, and the length of its byte order mark."""
-    for mark, name in (
-        (codecs.BOM_UTF8, "utf-8"),
-        (codecs.BOM_UTF16_LE, "utf-16-le"),
-        (codecs.BOM_UTF16_BE, "utf-16-be"),
-    ):
-        if head.startswith(mark):
-            return name, len(mark)
-    return "utf-8", 0
-
-
-def _decode(data: bytes, name: str, final: bool) -> tuple[str, int]:
-    """Text of the whole characters in `data`, and how many bytes they take."""
-    decoders: dict[str, Callable[..., tuple[str, int]]] = {
-        "utf-8": codecs.utf_8_decode,
-        "utf-16-le": codecs.utf_16_le_decode,
-        "utf-16-be": codecs.utf_16_be_decode,
-    }
-    return decoders[name](data, "strict", final)
+            yield from _paragraphs(_lines(decode(span)))
 
 
 def _lines(fragments: Iterable[str]) -> Iterator[str]:
@@ -241,13 +245,13 @@ def _paragraphs(lines: Iterator[str]) -> Iterator[Piece]:
 # --- documents from records --------------------------------------------------------------------------------------
 
 
-def _render(records: Iterator[tuple[str, dict[str, Any]]], template: Template) -> Iterator[Piece]:
+def _render(records: Iterator[tuple[Place | str, dict[str, Any]]], template: Template) -> Iterator[Piece]:
     for place, record in records:
         yield from pieces_of([_rendered(template, record, place)])
 
 
 def _render_pairs(
-    records: Iterator[tuple[str, dict[str, Any]]], prompt: Template, completion: Template
+    records: Iterator[tuple[Place, dict[str, Any]]], prompt: Template, completion: Template
 ) -> Iterator[Piece]:
     for place, record in records:
         before, after = (_rendered(template, record, place) for template in (prompt, completion))
@@ -258,7 +262,7 @@ def _render_pairs(
         yield Piece(before + after, ends=True, prompt=len(before))
 
 
-def _rendered(template: Template, record: dict[str, Any], place: str) -> str:
+def _rendered(template: Template, record: dict[str, Any], place: object) -> str:
     text = template.render(record, place)
     try:
         text.encode("utf-8")
@@ -284,11 +288,11 @@ def _stdlib_files() -> Iterator[Path]:
         yield from (Path(folder, name) for name in sorted(names) if name.endswith(".py"))
 
 
-def _read_python(files: Iterable[Path]) -> Iterator[Piece]:
+def _read_python(spans: Iterable[Span]) -> Iterator[Piece]:
     """Python files by their declared encoding, a document each. The library's few that do not decode are skipped."""
-    for file in files:
+    for span in spans:
         try:
-            with tokenize.open(file) as stream:
+            with tokenize.open(span.file) as stream:
                 text = stream.read()
         except (SyntaxError, UnicodeDecodeError):
             continue

@@ -11,11 +11,13 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from gpt.config import DataConfig
 from gpt.options import UserError
+from gpt.text.spans import MOST_PARTS, Span
 
 SHAKESPEARE_NAME = "tiny Shakespeare"
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -50,11 +52,11 @@ def fetch_shakespeare(folder: Path, report: Callable[[str], None]) -> Path:
     return file
 
 
-def local_records(files: Iterable[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
+def local_records(spans: Iterable[Span]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of local parquet, CSV, TSV and JSON files, each with its place. Raises UserError for other kinds."""
     import datasets
 
-    for file in files:
+    for file in (span.file for span in spans):
         loader = _LOADERS.get(file.suffix.lower())
         if loader is None:
             raise UserError(f"data.files: {file} is not {', '.join(_LOADERS)}; use data=text or data=jsonl")
@@ -65,16 +67,31 @@ def local_records(files: Iterable[Path]) -> Iterator[tuple[str, dict[str, Any]]]
         yield from _rows(load, str(file), "check the file")
 
 
-def hub_records(data: DataConfig) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a data set on the Hub (or in a local folder), streamed, each with its place."""
+def hub_parts(data: DataConfig) -> int:
+    """In how many parts a data set on the Hub (or in a local folder) is read: its shards, or some of them together."""
+    try:
+        return max(1, min(_data_set(str(data.path), data.subset, data.split).num_shards, MOST_PARTS))
+    except Exception as error:  # whatever the library's transports raise
+        raise _unreadable(error, f"data.path={data.path}", _WAY_OUT) from None
+
+
+def hub_records(data: DataConfig, part: int, n_parts: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of one of the parts of a data set on the Hub (or in a local folder), streamed, each with its place."""
+    data_set = lambda: _data_set(str(data.path), data.subset, data.split)  # noqa: E731
+    load = lambda: data_set().shard(n_parts, part, contiguous=True) if n_parts > 1 else data_set()  # noqa: E731
+    place = f"data.path={data.path}" + (f" part {part + 1} of {n_parts}" if n_parts > 1 else "")
+    yield from _rows(load, place, _WAY_OUT)
+
+
+_WAY_OUT = "check the id, data.subset and data.split, and the network; or use local files with data.files"
+
+
+@lru_cache(maxsize=2)
+def _data_set(path: str, subset: str | None, split: str) -> Any:
+    """A streamed data set, looked up once: that takes seconds of asking the Hub."""
     import datasets
 
-    path = str(data.path)
-    yield from _rows(
-        lambda: datasets.load_dataset(path, data.subset, split=data.split, streaming=True),
-        f"data.path={path}",
-        "check the id, data.subset and data.split, and the network; or use local files with data.files",
-    )
+    return datasets.load_dataset(path, subset, split=split, streaming=True)
 
 
 def _rows(load: Callable[[], Any], place: str, way_out: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -85,6 +102,9 @@ def _rows(load: Callable[[], Any], place: str, way_out: str) -> Iterator[tuple[s
     except UserError:
         raise
     except Exception as error:  # the library passes on whatever its many readers and transports raise
-        reason = f"{type(error).__name__}: {error}".strip().split("\n")[0]
-        where = f" after row {number}" if number else ""
-        raise UserError(f"{place}: cannot be read{where} ({reason}); {way_out}") from None
+        raise _unreadable(error, place, way_out, f" after row {number}" if number else "") from None
+
+
+def _unreadable(error: Exception, place: str, way_out: str, where: str = "") -> UserError:
+    reason = f"{type(error).__name__}: {error}".strip().split("\n")[0]
+    return UserError(f"{place}: cannot be read{where} ({reason}); {way_out}")

@@ -20,7 +20,7 @@ from gpt.text.tokenizers import Tokenizer
 
 BATCH_CHARACTERS = 1 << 19
 
-Batch = tuple[str, list[Piece], bool]  # the side of the split, pieces in order, whether the first starts a document
+Batch = tuple[str, list[Piece], list[bool]]  # the side of the split, pieces in order, which of them start a document
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,16 @@ class Encoded:
     pairs: np.ndarray
 
 
-def encode_pieces(tokenizer: Tokenizer, pieces: list[Piece], starts: bool) -> Encoded:
+def encode_pieces(tokenizer: Tokenizer, pieces: list[Piece], starts: list[bool]) -> Encoded:
     """All pieces, with the tokenizer's prefix before each document and an end of text after it.
 
-    `starts`: the first piece starts a document. A prompt and its completion are encoded apart.
+    `starts`: which pieces start a document. A prompt and its completion are encoded apart.
     """
     ids, part_lengths = tokenizer.encode_batch([part for piece in pieces for part in piece.parts])
     parts = part_lengths.reshape(len(pieces), -1)  # [n_pieces, 1], or [n_pairs, 2]: prompt and completion
     stops = np.cumsum(parts.sum(axis=1))
     ends = np.array([piece.ends for piece in pieces])
-    begins = np.append(starts, ends[:-1])
+    begins = np.array(starts)
     added = np.array([*tokenizer.prefix, tokenizer.end_of_text], dtype=tokenizer.dtype)
     n_prefix = len(added) - 1
     places = np.column_stack([np.append(0, stops[:-1])] * n_prefix + [stops])  # of each in `added`, for each piece
@@ -61,9 +61,12 @@ def _pairs(parts: np.ndarray, n_prefix: int) -> np.ndarray:
 
 
 def encode_all(
-    tokenizer: Tokenizer, pieces: Iterable[tuple[str, Piece]], workers: int
+    tokenizer: Tokenizer, pieces: Iterable[tuple[str, Piece, bool]], workers: int
 ) -> Iterator[tuple[str, Encoded]]:
-    """Sides and tokens of all pieces, in the pieces' order on each side. `workers` = 0 means one for each core."""
+    """Sides and tokens of all pieces, in the pieces' order on each side. `workers` = 0 means one for each core.
+
+    With each piece comes its side, and whether it starts a document.
+    """
     workers = workers or available_cores()
     tokenizer.encode_batch([""])  # makes the fast path, which the threads then share
     waiting: deque[tuple[str, Future[Encoded]]] = deque()
@@ -86,16 +89,15 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _batches(pieces: Iterable[tuple[str, Piece]]) -> Iterator[Batch]:
+def _batches(pieces: Iterable[tuple[str, Piece, bool]]) -> Iterator[Batch]:
     waiting: dict[str, list[Piece]] = {}
+    starting: dict[str, list[bool]] = {}
     sizes: dict[str, int] = {}
-    starts: dict[str, bool] = {}  # whether a side's next batch does; its first one always
-    for side, piece in pieces:
+    for side, piece, starts in pieces:
         waiting.setdefault(side, []).append(piece)
+        starting.setdefault(side, []).append(starts)
         sizes[side] = sizes.get(side, 0) + len(piece.text) + 16  # a short document costs more than its text
         if sizes[side] >= BATCH_CHARACTERS:
-            batch = waiting.pop(side)
-            yield side, batch, starts.get(side, True)
-            starts[side] = batch[-1].ends
+            yield side, waiting.pop(side), starting.pop(side)
             del sizes[side]
-    yield from ((side, batch, starts.get(side, True)) for side, batch in waiting.items())
+    yield from ((side, batch, starting[side]) for side, batch in waiting.items())

@@ -5,31 +5,48 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from gpt.options import UserError
+from gpt.text.spans import READ_BYTES, Span, reading
 
 
-def read_jsonl(files: Iterable[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each line's place, as `file:line`, and its JSON object. Blank lines are skipped.
+@dataclass(frozen=True)
+class Place:
+    """The `number`-th line of a span, as `file:line`; the lines before the span are counted once somebody asks."""
+
+    span: Span
+    number: int
+
+    def __str__(self) -> str:
+        before, left = 0, self.span.start
+        with reading(self.span.file), self.span.file.open("rb") as stream:
+            while left and (data := stream.read(min(READ_BYTES, left))):
+                before += data.count(b"\n")
+                left -= len(data)
+        return f"{self.span.file}:{before + self.number}"
+
+
+def read_jsonl(spans: Iterable[Span]) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """Each line's place and its JSON object. Blank lines are skipped. Spans begin and stop between lines.
 
     Raises UserError where a line is not valid UTF-8, not JSON, or not an object.
     """
-    for file in files:
-        offset = 0
-        try:
-            with file.open("rb") as stream:
-                for number, line in enumerate(stream, 1):
-                    if line.strip():
-                        place = f"{file}:{number}"
-                        yield place, _object(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, place, offset)
-                    offset += len(line)
-        except OSError as error:
-            raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+    for span in spans:
+        offset = span.start
+        with reading(span.file), span.file.open("rb") as stream:
+            stream.seek(span.start)
+            for number, line in enumerate(stream, 1):
+                if span.stop is not None and offset >= span.stop:
+                    break
+                if line.strip():
+                    place = Place(span, number)
+                    yield place, _object(line if offset else line.removeprefix(codecs.BOM_UTF8), place, offset)
+                offset += len(line)
 
 
-def _object(line: bytes, place: str, offset: int) -> dict[str, Any]:
+def _object(line: bytes, place: Place, offset: int) -> dict[str, Any]:
     try:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:

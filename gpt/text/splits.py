@@ -8,13 +8,13 @@ completions is too. Of a single document, the end is held out.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from gpt.options import UserError
-from gpt.text.documents import Piece, Source
+from gpt.text.documents import Part, Piece, Source
 
 SPLITS = ("train", "val")
 EVERY_HASH = 2**64  # as a threshold: everything is held out
@@ -41,6 +41,18 @@ class CharacterCounts:
         self.counts[found] += counts
         self._waiting, self._length = [], 0
 
+    def merge(self, found: list[list[int]]) -> None:
+        """Add what `found` said elsewhere."""
+        points, counts = found
+        self.counts[points] += counts
+
+    @property
+    def found(self) -> list[list[int]]:
+        """The code points that occur, and how often each."""
+        self.flush()
+        points = np.flatnonzero(self.counts)
+        return [points.tolist(), self.counts[points].tolist()]
+
     def characters(self, at_least: int = 1) -> list[str]:
         """Those seen so often, by code point."""
         self.flush()
@@ -49,13 +61,15 @@ class CharacterCounts:
 
 @dataclass
 class Scan:
-    """What a first pass over a source found. Hashes are of 64 bits."""
+    """What a first pass over text found. Hashes are of 64 bits."""
 
-    n_documents: int = 0
+    n_documents: int = 0  # that start in it
     n_characters: int = 0
     n_bytes: int = 0  # of UTF-8
     completion_bytes: int = 0  # of UTF-8, of pairs
     hashes: tuple[int, int] | None = None  # smallest and largest
+    last_hash: int | None = None  # of the last document that starts in it
+    characters: list[list[int]] | None = None  # `CharacterCounts.found`, where it was asked for
 
     @property
     def totals(self) -> tuple[int, int, int]:
@@ -69,8 +83,22 @@ class Scan:
             self.completion_bytes += len(piece.text[piece.prompt :].encode("utf-8"))
 
     def add_hash(self, own: int) -> None:
-        low, high = self.hashes or (own, own)
-        self.hashes = (min(low, own), max(high, own))
+        self.last_hash = own
+        self._widen(own, own)
+
+    def merge(self, after: Scan) -> None:
+        """Add what was found in text that follows; `characters` are left out."""
+        self.n_documents += after.n_documents
+        self.n_characters += after.n_characters
+        self.n_bytes += after.n_bytes
+        self.completion_bytes += after.completion_bytes
+        if after.hashes:
+            self._widen(*after.hashes)
+            self.last_hash = after.last_hash
+
+    def _widen(self, *hashes: int) -> None:
+        low, high = self.hashes or (hashes[0], hashes[0])
+        self.hashes = (min(low, *hashes), max(high, *hashes))
 
 
 def _hash(piece: Piece, by_prompt: bool) -> int:
@@ -78,71 +106,72 @@ def _hash(piece: Piece, by_prompt: bool) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "big")
 
 
-def with_starts(pieces: Iterator[Piece]) -> Iterator[tuple[Piece, bool]]:
-    """Each piece, and whether it starts a document."""
-    starts = True
-    for piece in pieces:
-        yield piece, starts
-        starts = piece.ends
-
-
-def scan(source: Source, option: str, characters: CharacterCounts | None) -> Scan:
-    """Read everything once. Raises UserError, naming `option`, where there is no text at all."""
-    found = Scan()
-    for piece, starts in with_starts(source.read()):
+def scan(pieces: Iterable[tuple[Piece, bool]], by_prompt: bool, count_characters: bool) -> Scan:
+    """Read a part once."""
+    found, characters = Scan(), CharacterCounts() if count_characters else None
+    for piece, starts in pieces:
         found.add(piece, starts)
         if starts:
-            found.add_hash(_hash(piece, source.by_prompt))
+            found.add_hash(_hash(piece, by_prompt))
         if characters:
             characters.add(piece.text)
-    if not found.n_documents:
-        raise UserError(f"{option}: there is no text in {source.description}; give files that hold some")
+    if characters:
+        found.characters = characters.found
     return found
 
 
-@dataclass
+@dataclass(frozen=True)
+class Share:
+    """A part of the corpus, and what its division hangs on.
+
+    `held_out`: it is of the files that are held out. `position`: characters of the corpus before it. `begun`: the hash
+    of the document with which it goes on, where it does.
+    """
+
+    part: Part
+    held_out: bool = False
+    position: int = 0
+    begun: int | None = None
+
+
+@dataclass(frozen=True)
 class Split:
     """A corpus divided in training and validation text.
 
-    Held out is `val_source`; or where that is None, what follows character `cut`; or where that is None too, the
-    documents whose hash is below `threshold`.
+    Besides what is `held_out` anyway, that is what follows character `cut`; or where that is None, the documents whose
+    hash is below `threshold`.
     """
 
-    source: Source
-    val_source: Source | None = None
+    by_prompt: bool = False
     cut: int | None = None
     threshold: int = 0
-    routed: dict[str, Scan] = field(default_factory=dict)  # what the last whole `pieces` gave each side
 
-    def pieces(self, only_train: bool = False) -> Iterator[tuple[str, Piece]]:
-        """All text in order, each piece with its side. On training text cut off by `cut`, no piece ends."""
-        routed = {name: Scan() for name in SPLITS}
-        sides = self._by_position() if self.cut is not None else self._by_document(only_train)
-        for side, piece, starts in sides:
-            routed[side].add(piece, starts)
-            if side == "train" or not only_train:
-                yield side, piece
-        self.routed = routed
+    def pieces(self, share: Share) -> Iterator[tuple[str, Piece, bool]]:
+        """A part's text in order: the side, a piece, whether it starts a document on that side.
 
-    def _by_document(self, only_train: bool) -> Iterator[tuple[str, Piece, bool]]:
-        side = "train"
-        for piece, starts in with_starts(self.source.read()):
-            if starts and self.val_source is None:
-                side = "val" if _hash(piece, self.source.by_prompt) < self.threshold else "train"
-            yield side, piece, starts
-        if self.val_source and not only_train:
-            for piece, starts in with_starts(self.val_source.read()):
-                yield "val", piece, starts
+        On training text cut off by `cut`, no piece ends.
+        """
+        if share.held_out:
+            yield from (("val", piece, starts) for piece, starts in share.part.pieces())
+        elif self.cut is None:
+            yield from self._by_document(share)
+        else:
+            yield from self._by_position(share, self.cut)
 
-    def _by_position(self) -> Iterator[tuple[str, Piece, bool]]:
-        assert self.cut is not None
-        position = 0
-        for piece in self.source.read():
-            left = max(self.cut - position, 0)
+    def _by_document(self, share: Share) -> Iterator[tuple[str, Piece, bool]]:
+        own = share.begun
+        for piece, starts in share.part.pieces():
+            own = _hash(piece, self.by_prompt) if starts or own is None else own
+            yield "val" if own < self.threshold else "train", piece, starts
+
+    def _by_position(self, share: Share, cut: int) -> Iterator[tuple[str, Piece, bool]]:
+        position = share.position
+        for piece in share.part.read():
+            left = max(cut - position, 0)
             if left:
                 yield "train", Piece(piece.text[:left], ends=False), position == 0
             if left < len(piece.text):
-                yield "val", Piece(piece.text[left:], piece.ends), position <= self.cut
+                yield "val", Piece(piece.text[left:], piece.ends), position <= cut
             position += len(piece.text)
 
 
@@ -162,32 +191,28 @@ def divide(source: Source, found: Scan, val_fraction: float) -> Split:
                 f"data.val_fraction={val_fraction}: leaves nothing on one side of the only document's "
                 f"{found.n_characters} characters; give more text"
             )
-        return Split(source, cut=cut)
+        return Split(cut=cut)
     if low == high:
         what = "prompts" if source.by_prompt else "pairs" if source.pairs else "documents"
         raise UserError(
             f"{source.description}: all {found.n_documents:,} {what} are the same, so none can be held out; "
             "give other text, or name data.val_files"
         )
-    return Split(source, threshold=min(max(int(val_fraction * EVERY_HASH), low + 1), high))
+    return Split(source.by_prompt, threshold=min(max(int(val_fraction * EVERY_HASH), low + 1), high))
 
 
-def training_texts(split: Split, n_bytes: int, most: int) -> Callable[[], Iterator[str]]:
+def training_texts(split: Split, shares: Iterable[Share], n_bytes: int, most: int) -> Iterator[str]:
     """About `most` bytes of the training text, in blocks spread evenly; all where the corpus's `n_bytes` are fewer."""
-
-    def texts() -> Iterator[str]:
-        due = n_bytes
-        for _, piece in split.pieces(only_train=True):
-            if n_bytes <= most:
-                yield from piece.parts
-                continue
-            for block in _blocks(piece):
-                due += most
-                if due >= n_bytes:
-                    due -= n_bytes
-                    yield from block
-
-    return texts
+    due = n_bytes
+    for piece in (piece for share in shares for side, piece, _ in split.pieces(share) if side == "train"):
+        if n_bytes <= most:
+            yield from piece.parts
+            continue
+        for block in _blocks(piece):
+            due += most
+            if due >= n_bytes:
+                due -= n_bytes
+                yield from block
 
 
 def _blocks(piece: Piece) -> Iterator[tuple[str, ...]]:

@@ -1,6 +1,6 @@
 """Token files: how one split of a corpus lies on disk, written once and then memory-mapped.
 
-    train-00000.bin …  the stream of tokens, little-endian, in shards of `SHARD_TOKENS`
+    train-00000.bin …  the stream of tokens, little-endian, in shards, one for each part of the corpus that has any
     train-pairs.bin    of prompt/completion pairs: a record of `PAIR` for each
 
 A stream starts with an end of text and has one after each document, or after each pair's prompt and completion; before
@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,7 +25,7 @@ import numpy as np
 from gpt.options import UserError
 from gpt.text.tokenizers import Tokenizer
 
-SHARD_TOKENS = 2**26
+COPIED_PAIRS = 2**14  # at once
 # Where in the stream a pair starts, and how many tokens its prompt (prefix included) and the whole of it (end of text
 # included) have.
 PAIR = np.dtype([("start", "<i8"), ("prompt", "<i4"), ("length", "<i4")])
@@ -132,75 +135,103 @@ def open_stream(folder: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> Tok
     return (PairStream if "pairs" in meta else TokenStream)(folder, tokenizer, meta)
 
 
-class StreamWriter:
-    """Appends tokens and pairs to the files of one split, and hashes them. `meta` is then what readers need to know."""
+@dataclass
+class Counts:
+    """What one side of the split has in one part of the corpus."""
 
-    def __init__(self, folder: Path, split: str, tokenizer: Tokenizer, pairs: bool):
-        self.folder, self.split, self.dtype = folder, split, tokenizer.dtype
-        self.n_tokens = self.n_pairs = self.completion_tokens = 0
-        self._tokens_digest = hashlib.blake2b(f"{split} {tokenizer.dtype.name}".encode(), digest_size=16)
-        self._index_digest = hashlib.blake2b(digest_size=16)
-        self._shards: list[dict[str, Any]] = []
-        self._file: BinaryIO | None = None
-        self._index = (folder / f"{split}-pairs.bin").open("wb") if pairs else None
-        self.write(np.array([tokenizer.end_of_text]), np.zeros(0, dtype=PAIR))
+    tokens: int = 0
+    pairs: int = 0
+    completion_tokens: int = 0  # ends of text included
+    documents: int = 0  # that start there
+    characters: int = 0
+    bytes: int = 0  # of UTF-8
+    completion_bytes: int = 0
+
+
+def total_counts(counts: Iterable[Counts]) -> dict[str, int]:
+    """The sum of each, by name."""
+    total = dict.fromkeys((field.name for field in fields(Counts)), 0)
+    for own in counts:
+        for name in total:
+            total[name] += getattr(own, name)
+    return total
+
+
+class StreamWriter:
+    """Appends tokens, and the pairs in them, to the files of one side of one part. They are there once `published`."""
+
+    def __init__(self, tokens: Path, pairs: Path | None, dtype: np.dtype):
+        self.counts = Counts()
+        self._dtype = dtype
+        self._tokens, self._pairs = _Unpublished(tokens), _Unpublished(pairs) if pairs else None
 
     def write(self, ids: np.ndarray, pairs: np.ndarray) -> None:
         """Append ids [n_tokens], and the pairs [n_pairs] of `PAIR` in them, whose starts count from `ids[0]`."""
-        if self._index is not None:
+        if self._pairs:
             pairs = pairs.copy()
-            pairs["start"] += self.n_tokens
-            self.n_pairs += len(pairs)
-            self.completion_tokens += int(pairs["length"].sum(dtype=np.int64) - pairs["prompt"].sum(dtype=np.int64))
-            self._index_digest.update(pairs.data)
-            self._index.write(pairs.data)
-        ids = ids.astype(self.dtype, copy=False)
-        self._tokens_digest.update(ids.data)
-        self.n_tokens += len(ids)
-        while len(ids):
-            if self._file is None or self._shards[-1]["tokens"] == SHARD_TOKENS:
-                self._start_shard()
-            ids = self._append(ids)
+            pairs["start"] += self.counts.tokens
+            self.counts.pairs += len(pairs)
+            self.counts.completion_tokens += int((pairs["length"].astype(np.int64) - pairs["prompt"]).sum())
+            self._pairs.file.write(pairs.data)
+        self._tokens.file.write(ids.astype(self._dtype, copy=False).data)
+        self.counts.tokens += len(ids)
 
-    def _start_shard(self) -> None:
-        _close(self._file)
-        name = f"{self.split}-{len(self._shards):05d}.bin"
-        self._file = (self.folder / name).open("wb")
-        self._shards.append({"file": name, "tokens": 0})
+    def publish(self) -> None:
+        """Make sure that all is on disk, and give the files their names."""
+        for file in filter(None, (self._tokens, self._pairs)):
+            file.publish()
 
-    def _append(self, ids: np.ndarray) -> np.ndarray:
-        """Write what the open shard has room for; what is left."""
-        assert self._file is not None
-        part = ids[: SHARD_TOKENS - self._shards[-1]["tokens"]]
-        self._file.write(part.data)
-        self._shards[-1]["tokens"] += len(part)
-        return ids[len(part) :]
-
-    @property
-    def digest(self) -> bytes:
-        """Of the tokens, and of the pairs where there is an index."""
-        return self._tokens_digest.digest() + (self._index_digest.digest() if self._index else b"")
-
-    def meta(self, n_documents: int, n_characters: int, n_bytes: int, completion_bytes: int) -> dict[str, Any]:
-        """The split's part of meta.json; what the text held is the caller's to know."""
-        counts = {"tokens": self.n_tokens, "documents": n_documents, "characters": n_characters, "bytes": n_bytes}
-        if self._index is None:
-            return counts | {"shards": self._shards}
-        pairs = {
-            "file": f"{self.split}-pairs.bin",
-            "completion_tokens": self.completion_tokens,
-            "completion_bytes": completion_bytes,
-        }
-        return counts | {"shards": self._shards, "pairs": pairs}
-
-    def close(self) -> None:
-        """Make sure that all is on disk."""
-        _close(self._file)
-        _close(self._index)
+    def discard(self) -> None:
+        """Leave nothing of what is not published."""
+        for file in filter(None, (self._tokens, self._pairs)):
+            file.discard()
 
 
-def _close(file: BinaryIO | None) -> None:
-    if file is not None:
-        file.flush()
-        os.fsync(file.fileno())
-        file.close()
+class _Unpublished:
+    """A file under a name of this process alone, until it is whole."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
+        self.file: BinaryIO = self.partial.open("wb")
+
+    def publish(self) -> None:
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        self.partial.replace(self.path)
+
+    def discard(self) -> None:
+        with suppress(OSError):  # what was still to be written may find no room
+            self.file.close()
+        self.partial.unlink(missing_ok=True)
+
+
+def join_pairs(parts: Iterable[tuple[Path, int]], joined: Path) -> None:
+    """Write the index of a split from those of its parts, each with the number of tokens before it."""
+    with joined.open("wb") as out:
+        for file, before in parts:
+            with file.open("rb") as stream:
+                while data := stream.read(COPIED_PAIRS * PAIR.itemsize):
+                    pairs = np.frombuffer(data, dtype=PAIR).copy()
+                    pairs["start"] += before
+                    out.write(pairs.data)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def stream_digest(split: str, dtype: np.dtype, tokens: Iterable[Path], pairs: Path | None) -> bytes:
+    """Of the tokens of a split, however many files they lie in, and of the pairs where there is an index."""
+    tokens_digest = hashlib.blake2b(f"{split} {dtype.name}".encode(), digest_size=16)
+    pairs_digest = hashlib.blake2b(digest_size=16)
+    for file in tokens:
+        _feed(tokens_digest, file)
+    if pairs:
+        _feed(pairs_digest, pairs)
+    return tokens_digest.digest() + (pairs_digest.digest() if pairs else b"")
+
+
+def _feed(digest: hashlib.blake2b, path: Path) -> None:
+    with path.open("rb") as stream:
+        while data := stream.read(1 << 18):
+            digest.update(data)

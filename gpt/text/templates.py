@@ -53,7 +53,7 @@ class Template:
     def has_field(self) -> bool:
         return any(is_field for _, is_field in self.parts)
 
-    def render(self, record: dict[str, Any], place: str) -> str:
+    def render(self, record: dict[str, Any], place: object) -> str:
         """The text of `record`. Strings stand as they are, null is empty, other values are JSON.
 
         Raises UserError, naming `place` (such as file:line) and the fields there are, where one is missing.

@@ -26,6 +26,7 @@ from gpt.options import from_dict
 from gpt.text.batches import training_data, val_batches
 from gpt.text.documents import open_source, read_texts
 from gpt.text.shards import open_corpus, prepare
+from gpt.text.spans import Span
 from gpt.text.tokenizers import Tokenizer
 from gpt.training.checkpoints import read_state
 from gpt.training.evaluate_checkpoint import training_data as trained_on
@@ -77,8 +78,8 @@ def text_targets(scratch: Path) -> list[Target]:
 
     def read_text(value: bytes) -> None:
         text.write_bytes(value)
-        whole = "".join(piece.text for piece in read_texts((text,), "whole"))
-        list(read_texts((text,), "blank_line"))
+        whole = "".join(piece.text for piece in read_texts((Span(text),), "whole"))
+        list(read_texts((Span(text),), "blank_line"))
         assert "\0" not in whole
 
     def read_prompt_file(value: bytes) -> None:

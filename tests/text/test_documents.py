@@ -16,7 +16,7 @@ import pytest
 
 from gpt.config import DataConfig
 from gpt.options import UserError
-from gpt.text import documents, downloads
+from gpt.text import documents, downloads, spans
 from gpt.text.documents import Piece, Source, open_source
 from gpt.text.files import find_files
 from gpt.text.templates import Template
@@ -110,7 +110,7 @@ def test_marks_are_stripped_and_utf16_is_read(tmp_path: Path) -> None:
 
 def test_long_documents_come_in_pieces_at_line_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "PIECE_CHARACTERS", 100)
-    monkeypatch.setattr(documents, "_READ_BYTES", 7)  # also tears characters between reads
+    monkeypatch.setattr(spans, "READ_BYTES", 7)  # also tears characters between reads
     text = "".join(f"{i} 床前明月光\n" for i in range(200)) + "x" * 250 + "👩" * 150
     file = write(tmp_path / "a.txt", text)
     pieces = list(source(tmp_path, name="text", files=(str(file),)).read())
@@ -124,7 +124,7 @@ def test_long_documents_come_in_pieces_at_line_ends(tmp_path: Path, monkeypatch:
 def test_binary_files_are_refused_with_the_byte(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_bytes: int
 ) -> None:
-    monkeypatch.setattr(documents, "_READ_BYTES", read_bytes)
+    monkeypatch.setattr(spans, "READ_BYTES", read_bytes)
     good = "床前\n".encode() * 10
     for number, (content, message) in enumerate(
         (
@@ -150,7 +150,7 @@ def test_unreadable_files_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("read_bytes", [1, 5, 1 << 20])
 def test_blank_lines_separate_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_bytes: int) -> None:
-    monkeypatch.setattr(documents, "_READ_BYTES", read_bytes)
+    monkeypatch.setattr(spans, "READ_BYTES", read_bytes)
     a = write(tmp_path / "a.txt", "\n\none\ntwo\n\n \t\n\nthree\r\n\r\nfour\nfive\n")
     b = write(tmp_path / "b.txt", "six")
     assert read_text(tmp_path, a, b, documents="blank_line") == ["one\ntwo", "three", "four\nfive", "six"]
@@ -158,7 +158,7 @@ def test_blank_lines_separate_documents(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_memory_stays_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "PIECE_CHARACTERS", 1 << 16)
-    monkeypatch.setattr(documents, "_READ_BYTES", 1 << 16)
+    monkeypatch.setattr(spans, "READ_BYTES", 1 << 16)
     lines = write(tmp_path / "lines.txt", "some line of text\n" * 300_000)  # 5 MB
     one_line = write(tmp_path / "one.txt", "word " * 1_000_000)
     for options in ({}, {"documents": "blank_line"}):

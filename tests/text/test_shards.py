@@ -22,7 +22,7 @@ from odd_texts import random_text, real_text
 
 from gpt.config import DataConfig, TokenizerConfig
 from gpt.options import UserError
-from gpt.text import documents, parallel_encoding, shards, streams
+from gpt.text import documents, parallel_encoding, preparing, shards, spans
 from gpt.text.shards import Corpus, prepare
 from gpt.text.streams import TokenStream
 from gpt.text.tokenizers import Tokenizer
@@ -161,10 +161,12 @@ def test_corpora_that_cannot_be_split(tmp_path: Path, texts: list[str], message:
 
 
 def test_reading_crosses_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "SHARD_TOKENS", 100)
+    monkeypatch.setattr(spans, "PART_BYTES", 100)
     text = real_text()[:1234]
     corpus = prepare(config(tmp_path, write(tmp_path / "a.txt", text)), BYTE)
-    assert sorted(path.name for path in corpus.folder.glob("train-*.bin")) == [f"train-{i:05d}.bin" for i in range(12)]
+    names = sorted(path.name for path in corpus.folder.glob("train-*.bin"))
+    assert names == [f"train-{i:05d}.bin" for i in range(len(names))]
+    assert len(names) >= 8
     whole = np.array([END, *text[:1110].encode()], dtype=np.uint16)
     assert len(corpus.train) == len(whole)
     for start, length in ((0, 1111), (0, 0), (99, 2), (100, 100), (150, 777), (1110, 1), (1111, 0)):
@@ -308,7 +310,7 @@ def test_what_a_crash_left_is_cleaned_up(tmp_path: Path) -> None:
     data = config(tmp_path, write(tmp_path / "a.txt", "hello world"))
     folder = prepare(data, BYTE).folder
     shutil.rmtree(folder)
-    crashed = folder.with_name(f".{folder.name}.tmp")
+    crashed = folder.with_name(f".{folder.name}.0123abcd.tmp")
     write(crashed / "train-00007.bin", "rubbish")
     assert prepare(data, BYTE).folder == folder
     assert leftovers(tmp_path) == [folder.name]
@@ -319,7 +321,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(shards.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     data = config(tmp_path, write(tmp_path / "a.txt", "hello world"))
     with pytest.raises(UserError, match=r"data\.prepared_dir: .*No space left on device"):
         prepare(data, BYTE)
@@ -331,13 +333,13 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_file_that_changes_meanwhile_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write(tmp_path / "a.txt", "hello world")
-    build = shards.build_tokenizer
+    divide = preparing.divide
 
-    def append(*arguments: Any, **options: Any) -> Tokenizer:
+    def append(*arguments: Any) -> Any:
         write(tmp_path / "a.txt", "hello world and more")
-        return build(*arguments, **options)
+        return divide(*arguments)
 
-    monkeypatch.setattr(shards, "build_tokenizer", append)
+    monkeypatch.setattr(preparing, "divide", append)
     with pytest.raises(UserError, match="changed while it was read"):
         prepare(config(tmp_path, file), BYTE)
     assert leftovers(tmp_path) == []
@@ -347,9 +349,10 @@ PREPARE = """
 import sys, time
 from gpt.config import DataConfig, TokenizerConfig
 from gpt.text import shards
+from gpt.text.preparing import Preparation
 file, prepared, seconds = sys.argv[1:]
-write = shards._write
-shards._write = lambda *a: (print("making", flush=True), time.sleep(float(seconds)), write(*a))
+tokenize = Preparation.tokenize
+Preparation.tokenize = lambda *a: (print("making", flush=True), time.sleep(float(seconds)), tokenize(*a))[-1]
 data = DataConfig(name="text", files=(file,), prepared_dir=prepared)
 print(shards.prepare(data, TokenizerConfig(name="byte")).folder.name)
 """
@@ -389,7 +392,7 @@ def test_a_killed_process_is_no_obstacle(tmp_path: Path) -> None:
 
 def test_memory_stays_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "PIECE_CHARACTERS", 1 << 16)
-    monkeypatch.setattr(documents, "_READ_BYTES", 1 << 16)
+    monkeypatch.setattr(spans, "READ_BYTES", 1 << 16)
     monkeypatch.setattr(parallel_encoding, "BATCH_CHARACTERS", 1 << 16)
     file = write(tmp_path / "a.txt", "some line of text\n" * 500_000)  # 9 MB, 18 MB of tokens
     tracemalloc.start()
@@ -403,17 +406,18 @@ def test_memory_stays_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_spooled_documents_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = []
 
-    def records(data: DataConfig) -> Any:
-        reads.append(data.path)
-        yield from ((f"row {i}", {"text": f"document {i}\n"}) for i in range(100))
+    def records(data: DataConfig, part: int, n_parts: int) -> Any:
+        reads.append((data.path, part, n_parts))
+        yield from ((f"row {i}", {"text": f"document {i}\n"}) for i in range(50 * part, 50 * part + 50))
 
+    monkeypatch.setattr(documents, "hub_parts", lambda data: 2)
     monkeypatch.setattr(documents, "hub_records", records)
     data = config(tmp_path, name="huggingface", path="some/set", column="text")
     corpus = prepare(data, TokenizerConfig(vocab_size=270))
-    assert reads == ["some/set"]
+    assert reads == [("some/set", 0, 2), ("some/set", 1, 2)]
     assert corpus.source == "some/set train"
     assert corpus.train.n_documents + corpus.val.n_documents == 100
-    assert not (corpus.folder / "spool.jsonl").exists()
+    assert not list(corpus.folder.rglob("spool*"))
 
 
 def test_the_script_prints_the_folder(tmp_path: Path) -> None:

@@ -1,0 +1,122 @@
+"""Processes that prepare one corpus together, and meet in the files of one folder, on whatever machines they are.
+
+Work is dealt out beforehand: process i of n makes parts i, i + n, i + 2n, … What one needs of another's it waits for,
+and says so. Who fails leaves a note, by which the others end too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gpt.options import UserError
+
+POLL_SECONDS = 0.5
+REPORT_SECONDS = 10.0
+FAILURE_SECONDS = 30.0  # that one waits before it believes another's note: who is started again needs to remove it
+
+Report = Callable[[str], None]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which of the processes this is, from 0 on."""
+
+    index: int = 0
+    count: int = 1
+
+    def own(self, n_parts: int) -> range:
+        return range(self.index, n_parts, self.count)
+
+    def __str__(self) -> str:
+        return f"{self.index} of {self.count}"
+
+
+class OthersFinished(Exception):
+    """What was to be made together is there."""
+
+
+class Cooperation:
+    """This process's side of it. `folder` is where they meet, and `place` is there once all is done."""
+
+    def __init__(self, folder: Path, place: Path, shard: Shard, report: Report):
+        self.folder, self.place, self.shard = folder, place, shard
+        self.report = report
+        self.reported = time.monotonic()
+        self.note = self._note_of(shard.index)
+
+    def _note_of(self, index: int) -> Path:
+        return self.folder / f"failed-{index}-of-{self.shard.count}.txt"
+
+    def begin(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.note.unlink(missing_ok=True)
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the others, if the disk has room for it."""
+        with suppress(OSError):
+            self.note.write_text(str(error), encoding="utf-8", errors="replace")
+
+    def report_sometimes(self, line: Callable[[], str]) -> None:
+        if time.monotonic() - self.reported > REPORT_SECONDS:
+            self.reported = time.monotonic()
+            self.report(line())
+
+    def collect(self, find: Callable[[int], T | None], numbers: Iterable[int], what: str) -> list[T]:
+        """What `find` gives for each part, as soon as it gives something for all.
+
+        Raises UserError where another process has failed, and OthersFinished.
+        """
+        found: dict[int, T] = {}
+        missing = list(numbers)
+        started = time.monotonic()
+        while True:
+            for number in missing:
+                one = find(number)
+                if one is not None:
+                    found[number] = one
+            missing = [number for number in missing if number not in found]
+            if not missing:
+                return [found[number] for number in sorted(found)]
+            self._wait(missing, what, time.monotonic() - started)
+
+    def _wait(self, missing: list[int], what: str, waited: float) -> None:
+        if self.place.is_dir():
+            raise OthersFinished
+        shards = sorted({number % self.shard.count for number in missing})
+        for index in shards:
+            if waited > FAILURE_SECONDS and self._note_of(index).is_file():
+                said = self._note_of(index).read_text(encoding="utf-8")
+                raise UserError(f"shard={index}/{self.shard.count} has failed: {said}")
+        names = ", ".join(map(str, shards[:10])) + (" …" if len(shards) > 10 else "")
+        self.report_sometimes(lambda: f"Waiting for {what}, by shard {names} of {self.shard.count} …")
+        time.sleep(POLL_SECONDS)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """It is there whole, or not at all, even after a loss of power."""
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            json.dump(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote; None where it did not, or the disk has lost it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
