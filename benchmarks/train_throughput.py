@@ -72,10 +72,16 @@ def random_corpus(folder: Path) -> Any:
     generator = np.random.default_rng(0)
     streams = []
     for split in ("train", "val"):
-        writer = StreamWriter(folder, split, tokenizer, pairs=False)
+        writer = StreamWriter(folder / f"{split}.bin", None, tokenizer.dtype)
         writer.write(generator.integers(0, VOCAB_SIZE, 2**19), np.zeros(0, dtype=PAIR))
-        writer.close()
-        streams.append(open_stream(folder, tokenizer, writer.meta(1, 2**21, 2**21, 0)))
+        writer.publish()
+        meta = {
+            "documents": 1,
+            "characters": 2**21,
+            "bytes": 2**21,
+            "shards": [{"file": f"{split}.bin", "tokens": 2**19}],
+        }
+        streams.append(open_stream(folder, tokenizer, meta))
     return Corpus(tokenizer, *streams, "random", folder, "random tokens")
 
 

@@ -30,6 +30,34 @@ def permute(index: NDArray[np.uint64], size: int, key: NDArray[np.uint64] | np.u
     return value
 
 
+def permute_nearby(
+    index: NDArray[np.uint64], size: int, block: int, blocks: int, key: NDArray[np.uint64]
+) -> NDArray[np.uint64]:
+    """A pseudo-random permutation of 0 … size - 1 for what should be read from few places at a time.
+
+    Blocks of `block` consecutive numbers are permuted, and then, among each `blocks` of them (and what is left over,
+    among the last), all the numbers. So it is a shuffle through a buffer of `block` times `blocks`, evaluated at
+    `index` without building it; where there are not two buffers full, everything is permuted with everything.
+    """
+    group = block * blocks
+    n_groups = size // group
+    if n_groups < 2:
+        return permute(index, size, key)
+    groups = np.minimum(index // np.uint64(group), np.uint64(n_groups - 1))
+    place = np.empty_like(index)  # among the blocks in their new order
+    for number in np.unique(groups).tolist():
+        start = number * group
+        length = group if number < n_groups - 1 else size - start
+        chosen = groups == number
+        own = mix(key ^ mix(np.uint64(number + 1)))
+        place[chosen] = permute(index[chosen] - np.uint64(start), length, own) + np.uint64(start)
+    n_blocks = size // block
+    slot, within = np.divmod(place, np.uint64(block))
+    whole = slot < n_blocks  # the last block may not be: it stays where it is
+    place[whole] = permute(slot[whole], n_blocks, mix(key)) * np.uint64(block) + within[whole]
+    return place
+
+
 def mix(value: NDArray[np.uint64] | np.uint64) -> NDArray[np.uint64]:
     """SplitMix64's finaliser: well-spread 64 bits from any 64 bits."""
     with np.errstate(over="ignore"):

@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt.options import UserError
-from gpt.text.permutation import epoch_key, mix, permute
+from gpt.text.permutation import epoch_key, mix, permute_nearby
 from gpt.text.streams import TokenStream
 
+STRETCH_TOKENS = 2**21
+STRETCHES = 256  # that are shuffled together: 2^29 tokens, a gigabyte
 IGNORE = -100  # target of a position that does not count; `gpt.model.loss` skips it
 
 Batch = tuple[NDArray[np.int64], NDArray[np.int64]]  # inputs and targets, each [B, T]
@@ -48,7 +50,8 @@ def train_batch(stream: TokenStream, context_length: int, seed: int, first_seque
     """Training sequences `first_sequence` … `first_sequence + count - 1` of the run, [count, T].
 
     Each epoch cuts the stream into windows of T tokens from a random offset and visits every window once, in a
-    random order. Needs a stream of at least T + 1 tokens.
+    random order; that of a very long stream takes it some stretches at a time, from all over it, so that a machine
+    which cannot hold it reads each page once an epoch, not once a window. Needs a stream of at least T + 1 tokens.
     """
     sequences = np.arange(first_sequence, first_sequence + count, dtype=np.uint64)
     starts = window_starts(sequences, len(stream), context_length, seed)
@@ -74,7 +77,8 @@ def window_starts(sequences: NDArray[np.uint64], n_tokens: int, context_length: 
         key = epoch_key(seed, epoch)
         offset = int(mix(key) % np.uint64(largest_offset(n_tokens, context_length) + 1))
         chosen = epochs == epoch
-        order = permute(sequences[chosen] % np.uint64(windows), windows, key)
+        block = max(1, STRETCH_TOKENS // context_length)
+        order = permute_nearby(sequences[chosen] % np.uint64(windows), windows, block, STRETCHES, key)
         starts[chosen] = offset + order.astype(np.int64) * context_length
     return starts
 

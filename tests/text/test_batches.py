@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from gpt.options import UserError
+from gpt.text import windows
 from gpt.text.batches import IGNORE, training_data, val_batches
-from gpt.text.permutation import permute
+from gpt.text.permutation import epoch_key, permute, permute_nearby
 from gpt.text.windows import train_batch, window_starts, windows_per_epoch
 
 
@@ -34,6 +35,39 @@ def test_permute_visits_everything_once(size: int) -> None:
     if size > 60:
         assert not np.array_equal(*orders)
         assert abs(np.corrcoef(np.arange(size), orders[0].astype(float))[0, 1]) < 0.3
+
+
+@pytest.mark.parametrize("size", [79, 80, 81, 160, 163, 1000, 4097])
+def test_a_long_order_visits_everything_once_from_few_places_at_a_time(size: int) -> None:
+    block, blocks = 10, 4
+    everything = np.arange(size, dtype=np.uint64)
+    order = permute_nearby(everything, size, block, blocks, epoch_key(0, 1))
+    assert sorted(order.tolist()) == list(range(size))
+    assert order[::3].tolist() == permute_nearby(everything[::3], size, block, blocks, epoch_key(0, 1)).tolist()
+    n_groups = size // (block * blocks)
+    if n_groups < 2:
+        assert order.tolist() == permute(everything, size, epoch_key(0, 1)).tolist()
+        return
+    places = []
+    for number in range(n_groups):
+        group = order[number * 40 : (number + 1) * 40 if number < n_groups - 1 else size] // block
+        assert len(set(group.tolist())) <= (blocks if number < n_groups - 1 else 2 * blocks + 1)
+        places.append(group.astype(float).mean())
+    assert not np.array_equal(order, permute_nearby(everything, size, block, blocks, epoch_key(0, 2)))
+    if size > 1000:  # the stretches of a group lie all over the stream
+        assert np.std(places) < 0.25 * size / block
+        assert abs(np.corrcoef(everything.astype(float), order.astype(float))[0, 1]) < 0.3
+
+
+def test_a_long_stream_is_read_by_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
+    short = window_starts(np.arange(200, dtype=np.uint64), 1000, 5, seed=0)
+    monkeypatch.setattr(windows, "STRETCH_TOKENS", 50)
+    assert window_starts(np.arange(200, dtype=np.uint64), 1000, 5, seed=0).tolist() == short.tolist()
+    monkeypatch.setattr(windows, "STRETCHES", 2)
+    long = window_starts(np.arange(199, dtype=np.uint64), 1000, 5, seed=0)
+    assert sorted(long.tolist()) == sorted(short[:199].tolist()) == list(range(long.min(), long.min() + 995, 5))
+    for first in range(0, 160, 20):
+        assert len({(start - long.min()) // 50 for start in long[first : first + 20].tolist()}) == 2
 
 
 @pytest.mark.parametrize(("n_tokens", "context"), [(1000, 7), (8, 7), (9, 7), (14, 7), (15, 7), (2, 1)])
