@@ -60,28 +60,37 @@ def _pairs(parts: np.ndarray, n_prefix: int) -> np.ndarray:
     return pairs
 
 
-def encode_all(
-    tokenizer: Tokenizer, pieces: Iterable[tuple[str, Piece, bool]], workers: int
-) -> Iterator[tuple[str, Encoded]]:
-    """Sides and tokens of all pieces, in the pieces' order on each side. `workers` = 0 means one for each core.
+class Encoders:
+    """Threads that turn the pieces of a corpus into tokens, while entered. `workers` = 0 means one for each core.
 
-    With each piece comes its side, and whether it starts a document.
+    They stay for all parts: in memory that threads take, those that come after them leave more gaps each time.
     """
-    workers = workers or available_cores()
-    tokenizer.encode_batch([""])  # makes the fast path, which the threads then share
-    waiting: deque[tuple[str, Future[Encoded]]] = deque()
-    pool = ThreadPoolExecutor(workers)
-    try:
+
+    def __init__(self, tokenizer: Tokenizer, workers: int):
+        self.tokenizer, self.workers = tokenizer, workers or available_cores()
+        tokenizer.encode_batch([""])  # makes the fast path, which the threads then share
+        self.pool = ThreadPoolExecutor(self.workers)
+
+    def __enter__(self) -> Encoders:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.shutdown(cancel_futures=True)
+
+    def encode_all(self, pieces: Iterable[tuple[str, Piece, bool]]) -> Iterator[tuple[str, Encoded]]:
+        """Sides and tokens of all pieces, in the pieces' order on each side.
+
+        With each piece comes its side, and whether it starts a document.
+        """
+        waiting: deque[tuple[str, Future[Encoded]]] = deque()
         for side, batch, starts in _batches(pieces):
-            waiting.append((side, pool.submit(encode_pieces, tokenizer, batch, starts)))
-            if len(waiting) > workers:
+            waiting.append((side, self.pool.submit(encode_pieces, self.tokenizer, batch, starts)))
+            if len(waiting) > self.workers:
                 side, future = waiting.popleft()
                 yield side, future.result()
         while waiting:
             side, future = waiting.popleft()
             yield side, future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def available_cores() -> int:

@@ -28,7 +28,7 @@ from gpt.config import DataConfig, TokenizerConfig
 from gpt.options import UserError
 from gpt.text.cooperation import Cooperation, Report, Shard, read_json, write_json
 from gpt.text.documents import Part, Piece, Source, read_spool, spooling
-from gpt.text.parallel_encoding import encode_all
+from gpt.text.parallel_encoding import Encoders
 from gpt.text.splits import EVERY_HASH, SPLITS, CharacterCounts, Scan, Share, Split, divide, scan, training_texts
 from gpt.text.streams import PAIR, Counts, StreamWriter
 from gpt.text.tokenizers import Tokenizer
@@ -173,14 +173,16 @@ class Preparation:
         if before := len(self.own) - len(due):
             self.report(f"{before:,} of {len(self.own):,} parts are there from before")
         started = time.monotonic()
-        n_tokens = sum(self.tokenize(number, tokenizer, split, shares[number], scans[number]) for number in due)
+        with Encoders(tokenizer, self.job.data.workers) as encoders:
+            n_tokens = sum(self.tokenize(number, encoders, split, shares[number], scans[number]) for number in due)
         if n_tokens:
             n_bytes = sum(scans[number].n_bytes for number in due)
             speed = f"Tokenized {n_bytes / 1e6:.1f} MB in {time.monotonic() - started:.1f} s"
             self.report(f"{speed}: {n_tokens:,} tokens of {n_bytes / n_tokens:.2f} bytes")
 
-    def tokenize(self, number: int, tokenizer: Tokenizer, split: Split, share: Share, found: Scan) -> int:
+    def tokenize(self, number: int, encoders: Encoders, split: Split, share: Share, found: Scan) -> int:
         """Write a part's tokens, and then the note that they are there. Returns their number."""
+        tokenizer = encoders.tokenizer
         writers = {side: StreamWriter(*self.files(number, side), tokenizer.dtype) for side in SPLITS}
         routed = {side: Scan() for side in SPLITS}
 
@@ -193,7 +195,7 @@ class Preparation:
             if number == 0:  # a stream starts with an end of text
                 for writer in writers.values():
                     writer.write(np.array([tokenizer.end_of_text]), np.zeros(0, dtype=PAIR))
-            for side, encoded in encode_all(tokenizer, pieces(), self.job.data.workers):
+            for side, encoded in encoders.encode_all(pieces()):
                 writers[side].write(encoded.ids, encoded.pairs)
                 self.others.report_sometimes(lambda: self.progress(number, writers))
             total = tuple(map(sum, zip(*(own.totals for own in routed.values()), strict=True)))

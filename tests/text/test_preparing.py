@@ -18,7 +18,7 @@ from odd_texts import random_text
 
 from gpt.config import DataConfig, TokenizerConfig
 from gpt.options import UserError
-from gpt.text import cooperation, documents, preparing, spans
+from gpt.text import cooperation, documents, downloads, preparing, spans
 from gpt.text.cooperation import Shard
 from gpt.text.shards import Corpus, prepare
 from gpt.text.streams import PairStream, TokenStream
@@ -349,3 +349,22 @@ def test_a_shard_that_cannot_be_is_refused(tmp_path: Path, shard: str) -> None:
     assert "shard" in errors
     assert "give 0/4, 1/4, 2/4 and 3/4" in errors
     assert "Traceback" not in errors
+
+
+def test_shards_of_a_data_set_are_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    (tmp_path / "set").mkdir()
+    texts = [f"document {number}" for number in range(50)]
+    for number in range(5):
+        rows = datasets.Dataset.from_dict({"text": texts[10 * number : 10 * number + 10]})
+        rows.to_parquet(str(tmp_path / "set" / f"train-{number:05d}-of-00005.parquet"))
+    source = documents.open_source(
+        data(tmp_path, "made", {"name": "huggingface", "path": str(tmp_path / "set")}), tmp_path
+    )
+    parts = source.parts()
+    assert [[piece.text for piece in part.read()] for part in parts] == [texts[i : i + 10] for i in range(0, 50, 10)]
+    assert [piece.text for piece in source.read()] == texts
+    monkeypatch.setattr(downloads, "MOST_PARTS", 2)
+    assert [piece.text for piece in source.read()] == texts
+    assert len(source.parts()) == 2
