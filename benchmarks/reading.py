@@ -2,10 +2,12 @@
 
     sudo env PATH="$PATH" python -m benchmarks.reading --gigabytes 8 --memory 2
 
-`everywhere` permutes all windows of the stream with each other; `stretches` is Newleaf's order of a long stream, which
-shuffles 256 stretches from all over it at a time. Each repetition is a process that reads batches of 64 windows of
-1,024 tokens for so many seconds from a cold cache, in a control group (hence sudo) whose memory, page cache included,
-is limited. `read` counts the bytes that came from the disk for each byte of a window.
+`everywhere` permutes all windows of the stream with each other, and leaves it to the kernel what it reads besides a
+page that is asked for (`read_ahead_kb` of the disk, which is printed); `no surroundings` forbids it to read more.
+`stretches` is Newleaf's order of a long stream, which shuffles 256 stretches from all over it at a time, and reads them
+ahead. Each repetition is a process that reads batches of 64 windows of 1,024 tokens for so many seconds from a cold
+cache, in a control group (hence sudo) whose memory, page cache included, is limited. `read` counts the bytes that came
+from the disk for each byte of a window.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any
 
 from benchmarks.side_by_side import in_turn, median, print_table, spread, worker, write_json
 
-CONTENDERS = ("everywhere", "stretches")
+CONTENDERS = ("everywhere", "no surroundings", "stretches")
 CONTEXT, BATCH = 1024, 64
 FILE_BYTES = 2**28
 
@@ -45,13 +47,16 @@ def measure(name: str, folder: Path, gigabytes: float, seconds: float) -> dict[s
     from gpt.text.streams import TokenStream
     from gpt.text.vocabularies import build_tokenizer
 
-    if name == "everywhere":
+    if name != "stretches":
         windows.STRETCHES = 2**40
     files = sorted(folder.glob("*.bin"))
     forget(files)
     shards = [{"file": file.name, "tokens": FILE_BYTES // 2} for file in files]
     meta = {"documents": 1, "bytes": 1, "characters": 1, "shards": shards}
-    data = windows.WindowData(TokenStream(folder, build_tokenizer(TokenizerConfig(name="gpt2")), meta), CONTEXT, 0)
+    stream = TokenStream(folder, build_tokenizer(TokenizerConfig(name="gpt2")), meta)
+    data = windows.WindowData(stream, CONTEXT, 0)
+    if name == "no surroundings":
+        stream.read_no_surroundings()
     limit_memory(int(gigabytes * 1e9))
     before, started, batches = bytes_read(), time.perf_counter(), 0
     while (passed := time.perf_counter() - started) < seconds:
@@ -101,6 +106,9 @@ def main() -> None:
         write_stream(Path(folder), arguments.gigabytes)
         given = (folder, arguments.memory, arguments.seconds)
         results = in_turn({name: worker("reading", name, *given) for name in CONTENDERS}, arguments.repeats)
+    for file in sorted(Path("/sys/block").glob("*/queue/read_ahead_kb")):
+        if not file.parts[3].startswith(("loop", "ram")):
+            print(f"{file.parts[3]}: read_ahead_kb {file.read_text().strip()}")
     rows = []
     for name in CONTENDERS:
         read = f"{median(results, name, 'amplification'):.2f}"

@@ -6,6 +6,8 @@ constants of SplitMix64 (Steele et al. 2014).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,32 +32,54 @@ def permute(index: NDArray[np.uint64], size: int, key: NDArray[np.uint64] | np.u
     return value
 
 
-def permute_nearby(
-    index: NDArray[np.uint64], size: int, block: int, blocks: int, key: NDArray[np.uint64]
-) -> NDArray[np.uint64]:
-    """A pseudo-random permutation of 0 … size - 1 for what should be read from few places at a time.
+@dataclass(frozen=True)
+class Nearby:
+    """Permutations of 0 … size - 1 for what should be read from few places at a time.
 
-    Blocks of `block` consecutive numbers are permuted, and then, among each `blocks` of them (and what is left over,
-    among the last), all the numbers. So it is a shuffle through a buffer of `block` times `blocks`, evaluated at
-    `index` without building it; where there are not two buffers full, everything is permuted with everything.
+    Blocks of `block` consecutive numbers are permuted, and then, among each group of `blocks` of them (what is left
+    over belongs to the last), all the numbers: a shuffle through a buffer of `block` times `blocks`, evaluated where it
+    is needed. Where there are not two buffers full, everything is permuted with everything.
     """
-    group = block * blocks
-    n_groups = size // group
-    if n_groups < 2:
-        return permute(index, size, key)
-    groups = np.minimum(index // np.uint64(group), np.uint64(n_groups - 1))
-    place = np.empty_like(index)  # among the blocks in their new order
-    for number in np.unique(groups).tolist():
-        start = number * group
-        length = group if number < n_groups - 1 else size - start
-        chosen = groups == number
-        own = mix(key ^ mix(np.uint64(number + 1)))
-        place[chosen] = permute(index[chosen] - np.uint64(start), length, own) + np.uint64(start)
-    n_blocks = size // block
-    slot, within = np.divmod(place, np.uint64(block))
-    whole = slot < n_blocks  # the last block may not be: it stays where it is
-    place[whole] = permute(slot[whole], n_blocks, mix(key)) * np.uint64(block) + within[whole]
-    return place
+
+    size: int
+    block: int
+    blocks: int
+
+    @property
+    def n_groups(self) -> int:
+        return max(1, self.size // (self.block * self.blocks))
+
+    def order(self, index: NDArray[np.uint64], key: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """What comes at each `index`."""
+        if self.n_groups == 1:
+            return permute(index, self.size, key)
+        groups = self.group_of(index)
+        place = np.empty_like(index)  # among the blocks in their new order
+        for group in np.unique(groups).tolist():
+            start, stop = self._slots(group)
+            chosen, own = groups == group, mix(key ^ mix(np.uint64(group + 1)))
+            place[chosen] = permute(index[chosen] - np.uint64(start), stop - start, own) + np.uint64(start)
+        slot, within = np.divmod(place, np.uint64(self.block))
+        return self._block_at(slot, key) * np.uint64(self.block) + within
+
+    def group_of(self, index: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        return np.minimum(index // np.uint64(self.block * self.blocks), np.uint64(self.n_groups - 1))
+
+    def blocks_of(self, group: int, key: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """The blocks that a group draws from; of the last one, some of the numbers may be beyond the end."""
+        start, stop = self._slots(group)
+        return self._block_at(np.arange(start // self.block, -(-stop // self.block), dtype=np.uint64), key)
+
+    def _slots(self, group: int) -> tuple[int, int]:
+        start = group * self.block * self.blocks
+        return start, start + self.block * self.blocks if group < self.n_groups - 1 else self.size
+
+    def _block_at(self, slot: NDArray[np.uint64], key: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """The block at each place in their new order; one that is not whole stays at the end."""
+        n_blocks = self.size // self.block
+        whole, block = slot < n_blocks, slot.copy()
+        block[whole] = permute(slot[whole], n_blocks, mix(key))
+        return block
 
 
 def mix(value: NDArray[np.uint64] | np.uint64) -> NDArray[np.uint64]:

@@ -11,6 +11,7 @@ text before it, as for `sample.py`, so there is always one to predict from.
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import uuid
 from collections.abc import Iterable, Iterator
@@ -55,7 +56,15 @@ class TokenStream:
 
     @cached_property
     def _maps(self) -> list[np.ndarray]:
-        return [np.memmap(file, dtype=self.dtype, mode="r") for file in self._files]
+        return [np.frombuffer(shard, dtype=self.dtype) for shard in self._mmaps]
+
+    @cached_property
+    def _mmaps(self) -> list[mmap.mmap]:
+        maps = []
+        for path in self._files:
+            with path.open("rb") as file:
+                maps.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        return maps
 
     def read(self, start: int, length: int) -> np.ndarray:
         """Tokens [length] from `start` on, as a copy of `dtype`. Raises IndexError beyond the stream."""
@@ -73,6 +82,29 @@ class TokenStream:
         if length and int(out.max()) >= self.vocab_size:
             raise self.damaged(f"token {int(out.max())} of a vocabulary of {self.vocab_size:,}")
         return out
+
+    def read_no_surroundings(self) -> None:
+        """Have the kernel read pages that are asked for, and no others near them: for a stream that is read from all
+        over, and does not fit into memory. Elsewhere than on Linux and macOS, does nothing."""
+        if hasattr(mmap, "MADV_RANDOM"):
+            for shard in self._mmaps:
+                shard.madvise(mmap.MADV_RANDOM)
+
+    def read_through(self, start: int, stop: int) -> None:
+        """Bring tokens `start` to `stop` into the page cache, by large reads in order. Raises nothing: what cannot be
+        read is the trouble of who wants to see it."""
+        buffer = memoryview(bytearray(1 << 20))
+        first = int(np.searchsorted(self._starts, start, side="right")) - 1
+        for file, begins, ends in zip(
+            self._files[first:], self._starts[first:], self._starts[first + 1 :], strict=False
+        ):
+            if begins >= stop:
+                return
+            left = (min(stop, int(ends)) - max(start, int(begins))) * self.dtype.itemsize
+            with suppress(OSError), file.open("rb", buffering=0) as stream:
+                stream.seek((max(start, int(begins)) - int(begins)) * self.dtype.itemsize)
+                while left > 0 and (count := stream.readinto(buffer[:left])):
+                    left -= count
 
     def damaged(self, what: str) -> UserError:
         return UserError(f"{self.folder}: its token files are damaged ({what}); delete the folder and run again")

@@ -5,13 +5,14 @@ Legend: B sequences, T context length, N tokens in the stream.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpt.options import UserError
-from gpt.text.permutation import epoch_key, mix, permute_nearby
+from gpt.text.permutation import Nearby, epoch_key, mix
 from gpt.text.streams import TokenStream
 
 STRETCH_TOKENS = 2**21
@@ -38,12 +39,46 @@ class WindowData:
         self.stream, self.context_length, self.seed = stream, context_length, seed
         self.sequences_per_epoch = windows_per_epoch(len(stream), context_length)
         self.tokens_per_sequence = float(context_length)
+        self.nearby = nearby(self.sequences_per_epoch, context_length)
+        self.coming: tuple[int, int] | None = None  # epoch and group whose stretches are read ahead
+        if self.nearby.n_groups > 1:
+            stream.read_no_surroundings()
 
     def batch(self, first_sequence: int, count: int) -> Batch:
+        if self.nearby.n_groups > 1:
+            self.read_ahead(first_sequence)
         return train_batch(self.stream, self.context_length, self.seed, first_sequence, count)
 
     def counted(self, first_sequence: int, count: int) -> int:
         return count * self.context_length
+
+    def read_ahead(self, sequence: int) -> None:
+        """Where another group of stretches begins, have them read into the page cache, one after another."""
+        epoch, position = divmod(sequence, self.sequences_per_epoch)
+        group = int(self.nearby.group_of(np.array([position], dtype=np.uint64))[0])
+        if self.coming == (epoch, group):
+            return
+        self.coming = (epoch, group)
+        threading.Thread(target=self._read_group, args=self.coming, name="reading ahead", daemon=True).start()
+
+    def _read_group(self, epoch: int, group: int) -> None:
+        for start, stop in self.stretches(epoch, group):
+            if self.coming != (epoch, group):
+                return
+            self.stream.read_through(start, stop)
+
+    def stretches(self, epoch: int, group: int) -> Iterator[tuple[int, int]]:
+        """Where in the stream the windows of a group lie: stretches of tokens, from the first to before the last."""
+        key = epoch_key(self.seed, epoch)
+        length = self.nearby.block * self.context_length
+        for block in np.sort(self.nearby.blocks_of(group, key)).tolist():
+            start = epoch_offset(key, len(self.stream), self.context_length) + block * length
+            yield start, min(start + length + 1, len(self.stream))
+
+
+def nearby(windows: int, context_length: int) -> Nearby:
+    """How the windows of an epoch are shuffled."""
+    return Nearby(windows, max(1, STRETCH_TOKENS // context_length), STRETCHES)
 
 
 def train_batch(stream: TokenStream, context_length: int, seed: int, first_sequence: int, count: int) -> Batch:
@@ -68,6 +103,11 @@ def largest_offset(n_tokens: int, context_length: int) -> int:
     return min(context_length - 1, n_tokens - 1 - context_length)
 
 
+def epoch_offset(key: NDArray[np.uint64], n_tokens: int, context_length: int) -> int:
+    """Where in the stream the first window of an epoch starts."""
+    return int(mix(key) % np.uint64(largest_offset(n_tokens, context_length) + 1))
+
+
 def window_starts(sequences: NDArray[np.uint64], n_tokens: int, context_length: int, seed: int) -> NDArray[np.int64]:
     """Where in the stream each of these training sequences starts."""
     windows = windows_per_epoch(n_tokens, context_length)
@@ -75,11 +115,9 @@ def window_starts(sequences: NDArray[np.uint64], n_tokens: int, context_length: 
     starts = np.empty(len(sequences), dtype=np.int64)
     for epoch in np.unique(epochs):
         key = epoch_key(seed, epoch)
-        offset = int(mix(key) % np.uint64(largest_offset(n_tokens, context_length) + 1))
         chosen = epochs == epoch
-        block = max(1, STRETCH_TOKENS // context_length)
-        order = permute_nearby(sequences[chosen] % np.uint64(windows), windows, block, STRETCHES, key)
-        starts[chosen] = offset + order.astype(np.int64) * context_length
+        order = nearby(windows, context_length).order(sequences[chosen] % np.uint64(windows), key)
+        starts[chosen] = epoch_offset(key, n_tokens, context_length) + order.astype(np.int64) * context_length
     return starts
 
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
 from gpt.options import UserError
 from gpt.text import windows
 from gpt.text.batches import IGNORE, training_data, val_batches
-from gpt.text.permutation import epoch_key, permute, permute_nearby
-from gpt.text.windows import train_batch, window_starts, windows_per_epoch
+from gpt.text.permutation import Nearby, epoch_key, permute
+from gpt.text.streams import TokenStream
+from gpt.text.windows import WindowData, train_batch, window_starts, windows_per_epoch
 
 
 class Stream:
@@ -41,9 +48,9 @@ def test_permute_visits_everything_once(size: int) -> None:
 def test_a_long_order_visits_everything_once_from_few_places_at_a_time(size: int) -> None:
     block, blocks = 10, 4
     everything = np.arange(size, dtype=np.uint64)
-    order = permute_nearby(everything, size, block, blocks, epoch_key(0, 1))
+    order = Nearby(size, block, blocks).order(everything, epoch_key(0, 1))
     assert sorted(order.tolist()) == list(range(size))
-    assert order[::3].tolist() == permute_nearby(everything[::3], size, block, blocks, epoch_key(0, 1)).tolist()
+    assert order[::3].tolist() == Nearby(size, block, blocks).order(everything[::3], epoch_key(0, 1)).tolist()
     n_groups = size // (block * blocks)
     if n_groups < 2:
         assert order.tolist() == permute(everything, size, epoch_key(0, 1)).tolist()
@@ -53,7 +60,7 @@ def test_a_long_order_visits_everything_once_from_few_places_at_a_time(size: int
         group = order[number * 40 : (number + 1) * 40 if number < n_groups - 1 else size] // block
         assert len(set(group.tolist())) <= (blocks if number < n_groups - 1 else 2 * blocks + 1)
         places.append(group.astype(float).mean())
-    assert not np.array_equal(order, permute_nearby(everything, size, block, blocks, epoch_key(0, 2)))
+    assert not np.array_equal(order, Nearby(size, block, blocks).order(everything, epoch_key(0, 2)))
     if size > 1000:  # the stretches of a group lie all over the stream
         assert np.std(places) < 0.25 * size / block
         assert abs(np.corrcoef(everything.astype(float), order.astype(float))[0, 1]) < 0.3
@@ -68,6 +75,62 @@ def test_a_long_stream_is_read_by_stretches(monkeypatch: pytest.MonkeyPatch) -> 
     assert sorted(long.tolist()) == sorted(short[:199].tolist()) == list(range(long.min(), long.min() + 995, 5))
     for first in range(0, 160, 20):
         assert len({(start - long.min()) // 50 for start in long[first : first + 20].tolist()}) == 2
+
+
+def test_the_stretches_to_come_are_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(windows, "STRETCH_TOKENS", 50)
+    monkeypatch.setattr(windows, "STRETCHES", 2)
+    tokens = np.arange(1007, dtype=np.uint16)
+    shards = []
+    for number, part in enumerate(np.split(tokens, [300, 301, 640])):
+        (tmp_path / f"{number}.bin").write_bytes(part.tobytes())
+        shards.append({"file": f"{number}.bin", "tokens": len(part)})
+    tokenizer = SimpleNamespace(dtype=np.dtype(np.uint16), vocab_size=2000)
+    meta = {"documents": 1, "bytes": 1, "characters": 1, "shards": shards}
+    stream = TokenStream(tmp_path, tokenizer, meta)  # type: ignore[arg-type]
+    read: list[tuple[int, int]] = []
+    monkeypatch.setattr(stream, "read_through", lambda *stretch: read.append(stretch))
+    data = WindowData(stream, 5, seed=0)
+    expected: list[tuple[int, int]] = []
+    groups = []
+    for sequence in range(2 * data.sequences_per_epoch):
+        inputs, _ = data.batch(sequence, 1)
+        for thread in threading.enumerate():
+            if thread.name == "reading ahead":
+                thread.join()
+        assert data.coming is not None
+        if data.coming not in groups:
+            groups.append(data.coming)
+            expected += data.stretches(*data.coming)
+        assert read == expected  # once a group
+        assert (
+            sum(start <= inputs[0, 0] and inputs[0, -1] + 1 < stop for start, stop in data.stretches(*groups[-1])) == 1
+        )
+    assert len(groups) == 2 * data.nearby.n_groups == 20
+    assert all(0 <= start < stop <= len(tokens) for start, stop in read)
+
+
+def test_reading_through_touches_just_what_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = []
+    for number in range(3):
+        (tmp_path / f"{number}.bin").write_bytes(bytes(20))
+        shards.append({"file": f"{number}.bin", "tokens": 10})
+    tokenizer = SimpleNamespace(dtype=np.dtype(np.uint16), vocab_size=2000)
+    meta = {"documents": 1, "bytes": 1, "characters": 1, "shards": shards}
+    stream = TokenStream(tmp_path, tokenizer, meta)  # type: ignore[arg-type]
+    asked: list[tuple[str, int, int]] = []
+
+    class File(io.FileIO):
+        def readinto(self, buffer: Any) -> int:
+            place = self.tell()
+            asked.append((Path(str(self.name)).name, place, len(buffer)))
+            return super().readinto(buffer) or 0
+
+    monkeypatch.setattr(Path, "open", lambda path, *_, **__: File(path))
+    stream.read_through(7, 22)
+    assert asked == [("0.bin", 14, 6), ("1.bin", 0, 20), ("2.bin", 0, 4)]
+    (tmp_path / "1.bin").unlink()
+    stream.read_through(7, 22)  # is only a help
 
 
 @pytest.mark.parametrize(("n_tokens", "context"), [(1000, 7), (8, 7), (9, 7), (14, 7), (15, 7), (2, 1)])
