@@ -102,6 +102,8 @@ class TokenStream:
                 return
             left = (min(stop, int(ends)) - max(start, int(begins))) * self.dtype.itemsize
             with suppress(OSError), file.open("rb", buffering=0) as stream:
+                if hasattr(os, "posix_fadvise"):
+                    os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # reads go no further than asked
                 stream.seek((max(start, int(begins)) - int(begins)) * self.dtype.itemsize)
                 while left > 0 and (count := stream.readinto(buffer[:left])):
                     left -= count
