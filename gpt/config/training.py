@@ -88,6 +88,12 @@ class TrainConfig(Options):
         "write checkpoints while training goes on, from a copy of the weights and the optimizer's state in memory; "
         "false: wait for each instead",
     )
+    save: str = option(
+        "auto",
+        "parallel=fsdp: gathered, rank 0 collects a checkpoint in its memory and writes it; sharded, all processes "
+        "write it together, and none holds it; auto: gathered where that fits",
+        choices=("auto", "gathered", "sharded"),
+    )
     keep_checkpoints: int = option(2, "newest checkpoints kept, besides the best", low=1)
     early_stop_patience: int | None = option(
         None, "stop after so many evaluations in a row without a better loss; null: never", low=1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +14,10 @@ from gpt.text import checksums
 SUMS = "trainer/SHA256SUMS"
 
 
-def write_sums(folder: Path) -> None:
+def write_sums(folder: Path, known: Mapping[str, str] | None = None) -> None:
     """Note the checksum of every file of a checkpoint but one that people may edit: it says where the base of adapters
-    lies."""
-    checksums.write_sums(folder, SUMS, without=(ADAPTER_CONFIG,))
+    lies. Of some files it is `known` already."""
+    checksums.write_sums(folder, SUMS, without=(ADAPTER_CONFIG,), known=known)
 
 
 def has_sums(folder: Path) -> bool:

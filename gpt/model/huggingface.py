@@ -28,6 +28,7 @@ from gpt.options import UserError
 
 CONFIG_FILE = "config.json"
 SHARD_BYTES = 5 * 10**9
+WEIGHTS_METADATA = {"format": "pt"}  # as transformers wants it
 MAX_POSITIONS = 2**22  # no tensor bounds a rotary model's context, so a config could ask for any table
 # Tables that follow from the configuration, which older versions of transformers saved with the weights.
 BUFFERS = re.compile(r"h\.\d+\.attn\.(masked_)?bias|(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
@@ -161,29 +162,57 @@ def save_model(
     Weights of more than `max_shard_bytes` go to several files and an index. What must be cast, transposed or moved from
     a GPU is held twice, one file's worth at a time.
     """
-    entries = {entry.theirs: entry for entry in tensor_table(model.config, model.vocab_size)}
-    sizes = {name: math.prod(entry.shape) * dtype.itemsize for name, entry in entries.items()}
-    files = files_of(sizes, max_shard_bytes)
+    remove_weights(folder)
+    parameters = saved_tensors(model)
+    files = planned_files(model.config, model.vocab_size, dtype, max_shard_bytes)
+    for file, entries in files.items():
+        tensors = {entry.theirs: stored_form(entry, parameters[entry.ours], dtype) for entry in entries}
+        write_safetensors(tensors, folder / file, metadata=WEIGHTS_METADATA)
+    write_description(folder, model, files, end_of_text, dtype, begin_of_text)
+
+
+def remove_weights(folder: Path) -> None:
+    """The safetensors of an earlier save."""
     for stale in (SAFETENSORS, f"{SAFETENSORS}.index.json", "model-?????-of-?????.safetensors"):
         for path in folder.glob(stale):
             path.unlink()
-    parameters = saved_tensors(model)
-    for file, names in files.items():
-        tensors = {}
-        for entry in map(entries.__getitem__, names):
-            part = parameters[entry.ours].detach()[entry.rows].to("cpu", dtype)
-            tensors[entry.theirs] = (part.T if entry.transposed else part).contiguous()
-        write_safetensors(tensors, folder / file, metadata={"format": "pt"})
+
+
+def planned_files(
+    config: ModelConfig, vocab_size: int, dtype: torch.dtype, max_shard_bytes: int
+) -> dict[str, list[Entry]]:
+    """The files of a model's weights, and what is in each."""
+    entries = {entry.theirs: entry for entry in tensor_table(config, vocab_size)}
+    sizes = {name: math.prod(entry.shape) * dtype.itemsize for name, entry in entries.items()}
+    return {file: [entries[name] for name in names] for file, names in files_of(sizes, max_shard_bytes).items()}
+
+
+def stored_form(entry: Entry, parameter: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a folder has of one of our parameters."""
+    part = parameter.detach()[entry.rows].to("cpu", dtype)
+    return (part.T if entry.transposed else part).contiguous()
+
+
+def write_description(
+    folder: Path,
+    model: Decoder,
+    files: Mapping[str, Sequence[Entry]],
+    end_of_text: int,
+    dtype: torch.dtype = torch.float32,
+    begin_of_text: int | None = None,
+) -> None:
+    """Write what a model folder has besides its weights: `config.json`, and an index where several files hold them."""
     if len(files) > 1:
-        places = {name: file for file, names in files.items() for name in names}
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
+        places = {entry.theirs: file for file, entries in files.items() for entry in entries}
+        total = sum(math.prod(entry.shape) for entries in files.values() for entry in entries) * dtype.itemsize
+        index = {"metadata": {"total_size": total}, "weight_map": places}
         (folder / f"{SAFETENSORS}.index.json").write_text(json.dumps(index, indent=2) + "\n")
     name = str(dtype).removeprefix("torch.")
     keys = to_huggingface_config(model.config, model.vocab_size, end_of_text, name, INIT_STD, begin_of_text)
     (folder / CONFIG_FILE).write_text(json.dumps(keys, indent=2) + "\n")
 
 
-def files_of(sizes: Mapping[str, int], most: int) -> dict[str, list[str]]:
+def files_of(sizes: Mapping[str, int], most: int, stem: str = "model") -> dict[str, list[str]]:
     """The files of a model and the tensors in each, in order: as many as fit in `most` bytes, but at least one.
 
     Not `split_torch_state_dict_into_shards` of huggingface_hub, which loads torch's distributed tensors: 0.4 s.
@@ -197,5 +226,5 @@ def files_of(sizes: Mapping[str, int], most: int) -> dict[str, list[str]]:
         groups[-1].append(name)
         room -= size
     if len(groups) == 1:
-        return {SAFETENSORS: groups[0]}
-    return {f"model-{number:05d}-of-{len(groups):05d}.safetensors": group for number, group in enumerate(groups, 1)}
+        return {f"{stem}.safetensors": groups[0]}
+    return {f"{stem}-{number:05d}-of-{len(groups):05d}.safetensors": group for number, group in enumerate(groups, 1)}

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import errno
 import hashlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 
-def write_sums(folder: Path, name: str, without: Collection[str] = ()) -> None:
-    """Note the checksum of every file below a folder, but for those `without`, in its file `name`."""
+def write_sums(folder: Path, name: str, without: Collection[str] = (), known: Mapping[str, str] | None = None) -> None:
+    """Note the checksum of every file below a folder, but for those `without`, in its file `name`. Of some it is
+    `known` already."""
+    known = known or {}
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     summed = sorted(files.keys() - {name, *without})
-    (folder / name).write_text("".join(f"{digest(files[file])}  {file}\n" for file in summed), encoding="utf-8")
+    lines = (f"{known.get(file) or digest(files[file])}  {file}\n" for file in summed)
+    (folder / name).write_text("".join(lines), encoding="utf-8")
 
 
 def digest(path: Path) -> str:

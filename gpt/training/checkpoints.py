@@ -2,6 +2,7 @@
 
     <run>/checkpoints/step-00000500/    config.json model.safetensors tokenizer.json …   (a Hugging Face folder)
                           trainer/      state.json optimizer.safetensors random.safetensors SHA256SUMS
+                                        (of several processes that wrote together, optimizer-00001-of-00004 …)
     <run>/checkpoints/best              a link to the step with the lowest validation loss, else to the last
     <run>/checkpoints/damaged-00000500  what a step's folder became when its checksums no longer held
 
@@ -18,13 +19,13 @@ import os
 import shutil
 import types
 import typing
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -121,8 +122,12 @@ class CheckpointFolder:
 
     def publish(self, step: int, write: Callable[[Path], None]) -> Path:
         """Have `write` fill the folder of a step. A failure leaves no trace."""
-        publish(self.at(step), write, self.path / f"{PARTIAL_PREFIX}{step:08d}")
+        publish(self.at(step), write, self.partial(step))
         return self.at(step)
+
+    def partial(self, step: int) -> Path:
+        """The folder of a step while it is written."""
+        return self.path / f"{PARTIAL_PREFIX}{step:08d}"
 
     def point_best(self, step: int) -> None:
         """Make `best` lead to a step, in one move."""
@@ -147,12 +152,19 @@ def publish(folder: Path, write: Callable[[Path], None], partial: Path) -> None:
     Until then it is `partial`, in the same parent, which replaces what a killed process left there. A failure leaves no
     trace. Raises OSError where the machine cannot write it, and whatever `write` raises.
     """
+    with publishing(folder, partial):
+        write(partial)
+
+
+@contextmanager
+def publishing(folder: Path, partial: Path) -> Iterator[None]:
+    """As `publish`: what is done within fills the folder."""
     new_parents = [parent for parent in folder.parents if not parent.exists()]  # the innermost first
     try:
         shutil.rmtree(partial, ignore_errors=True)
         with naming(folder):
             partial.mkdir(parents=True)
-            write(partial)
+            yield
             flush(partial)
             partial.rename(folder)
     except BaseException as error:
@@ -189,13 +201,18 @@ def flush_folder(folder: Path) -> None:
 
 def write_trainer(folder: Path, state: TrainerState, optimizer: dict[str, Tensor], random: dict[str, Tensor]) -> None:
     """Write the trainer's part of a checkpoint, last the checksums of all its files."""
-    trainer = folder / TRAINER
-    trainer.mkdir()
-    text = json.dumps({"format": FORMAT} | asdict(state), indent=1, ensure_ascii=False)
-    (trainer / STATE).write_text(text + "\n", encoding="utf-8")
-    write_safetensors({name: tensor.cpu().contiguous() for name, tensor in optimizer.items()}, trainer / OPTIMIZER)
-    write_safetensors(random, trainer / RANDOM)
+    (folder / TRAINER).mkdir()
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in optimizer.items()}
+    write_safetensors(tensors, folder / TRAINER / OPTIMIZER)
+    write_state(folder, state, random)
     write_sums(folder)
+
+
+def write_state(folder: Path, state: TrainerState, random: dict[str, Tensor]) -> None:
+    """Write what of the trainer's part is small."""
+    text = json.dumps({"format": FORMAT} | asdict(state), indent=1, ensure_ascii=False)
+    (folder / TRAINER / STATE).write_text(text + "\n", encoding="utf-8")
+    write_safetensors(random, folder / TRAINER / RANDOM)
 
 
 def what_is_wrong(folder: Path) -> str | None:
@@ -284,11 +301,38 @@ def is_shaped(value: Any, default: Any) -> bool:
     return isinstance(value, str) if isinstance(default, str) else not isinstance(value, (list, Mapping))
 
 
-def read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Optimizer tensors and random states of a checkpoint. Raises UserError where they are damaged."""
+def optimizer_files(folder: Path) -> list[Path]:
+    """The files with a checkpoint's optimizer tensors: one, or those of as many processes as wrote it together."""
+    whole = folder / TRAINER / OPTIMIZER
+    return [whole] if whole.is_file() else sorted((folder / TRAINER).glob("optimizer-?????-of-?????.safetensors"))
+
+
+def read_optimizer(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """The optimizer's tensors of a checkpoint by name, one in memory at a time. Raises UserError where damaged."""
+    files = optimizer_files(folder)
+    if not files or (
+        len(files) > 1 and files[-1].name != f"optimizer-{len(files):05d}-of-{len(files):05d}.safetensors"
+    ):
+        raise unreadable(folder, "files of the optimizer are missing")
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                names = list(opened.keys())
+            for name in names:
+                with safe_open(file, framework="pt") as opened:  # closed each time: mapped pages stay resident
+                    tensor = opened.get_tensor(name)
+                yield name, tensor
+        except (OSError, SafetensorError) as error:
+            raise unreadable(folder, error) from None
+
+
+def read_random(folder: Path) -> dict[str, Tensor]:
+    """The random states of a checkpoint. Raises UserError where they are damaged."""
     try:
-        return load_file(folder / TRAINER / OPTIMIZER), load_file(folder / TRAINER / RANDOM)
+        return load_file(folder / TRAINER / RANDOM)
     except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{folder / TRAINER} cannot be read ({error}); delete {folder} to continue from the one before"
-        ) from None
+        raise unreadable(folder, error) from None
+
+
+def unreadable(folder: Path, why: object) -> UserError:
+    return UserError(f"{folder / TRAINER} cannot be read ({why}); delete {folder} to continue from the one before")

@@ -7,7 +7,7 @@ Sources: AdamW: Loshchilov and Hutter 2019; Muon: Jordan et al. 2024, github.com
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -127,12 +127,12 @@ class Optimizers:
             for key, value in state.items()
         }
 
-    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore what `state_tensors` returned, of whole parameters. Raises KeyError or ValueError where it is of
-        others."""
+    def load_state_tensors(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Restore what `state_tensors` returned, by name, of whole parameters. Raises KeyError or ValueError where it
+        is of others."""
         by_name = {name: param for param, name in self.names.items()}
         owner = {p: o for o, _ in self.peaks for group in o.param_groups for p in group["params"]}
-        for path, value in tensors.items():
+        for path, value in tensors:
             name, key = path.rsplit("/", 1)
             param = by_name[name]
             shape = self.layout.shape(param)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gpt.config import RunConfig
 from gpt.options import UserError, defaults, ran_out_of_memory
-from gpt.training.checkpoints import TrainerState, read_state, read_tensors, what_is_wrong
+from gpt.training.checkpoints import TrainerState, read_optimizer, read_random, read_state, what_is_wrong
 from gpt.training.identity import changes, completed
 from gpt.training.process import restore_random_states
 
@@ -36,10 +36,9 @@ def restore(trainer: Trainer) -> bool:
 
 def take_over_tensors(trainer: Trainer, state: TrainerState, folder: Path) -> None:
     """The optimizer's tensors, random generators and the scale of fp16 gradients."""
-    optimizer, random = read_tensors(folder)
     try:
-        trainer.optimizers.load_state_tensors(optimizer)
-        restore_random_states(random, trainer.hardware.device)
+        trainer.optimizers.load_state_tensors(read_optimizer(folder))
+        restore_random_states(read_random(folder), trainer.hardware.device)
         if state.scaler:  # empty where the run had another precision
             trainer.scaler.load_state_dict(state.scaler)
     except (KeyError, ValueError, RuntimeError, TypeError) as error:

@@ -13,13 +13,21 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from gpt.model.adapters import save_adapters
+from gpt.model.huggingface import save_model
 from gpt.model.transformer import Decoder
-from gpt.training.checkpoints import TrainerState
+from gpt.training.checkpoints import TrainerState, write_trainer
 from gpt.training.parallel.layouts import Layout
+from gpt.training.process import random_states
+
+if TYPE_CHECKING:
+    from gpt.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,7 @@ class Snapshot:
 def copied(state: TrainerState, model: Decoder, optimizer: Mapping[str, Tensor], random: dict[str, Tensor]) -> Snapshot:
     """A snapshot on the CPU that shares nothing that training changes. Frozen weights are shared, where they are."""
     return Snapshot(
-        copy.deepcopy(state),
+        state,
         copied_model(model),
         {name: tensor.to("cpu", copy=True) for name, tensor in optimizer.items()},
         random,
@@ -49,6 +57,42 @@ def copied_model(model: Decoder) -> Decoder:
         copied = data.to("cpu", copy=True) if parameter.requires_grad else data
         stand_ins[id(parameter)] = nn.Parameter(copied, parameter.requires_grad)
     return copy.deepcopy(model, stand_ins)
+
+
+class WholeSaving:
+    """Saves the checkpoints of a trainer: of several processes, rank 0 collects all that there is, and writes it."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.description = "gathered in rank 0, which has the memory for it" if trainer.model.sharded else ""
+
+    def job(self) -> Callable[[], None] | None:
+        """What writes a checkpoint of now, in rank 0; with `train.async_save`, from a copy that training does not
+        change. All processes must call it."""
+        trainer, main = self.trainer, self.trainer.ranks.main
+        make = copied if trainer.config.train.async_save and not trainer.model.sharded else Snapshot
+        model, optimizer = trainer.parallel.full_model(main), trainer.optimizers.full_state(main)
+        if model is None:
+            return None
+        state = copy.deepcopy(trainer.state)
+        snapshot = make(state, model, optimizer, random_states(trainer.hardware.device))
+        return lambda: self.publish(snapshot)
+
+    def publish(self, snapshot: Snapshot) -> None:
+        """Write a checkpoint and let older ones go."""
+        checkpoints, step, best = self.trainer.checkpoints, snapshot.state.step, snapshot.state.best_step
+        checkpoints.publish(step, lambda folder: self.write(snapshot, folder))
+        checkpoints.point_best(step if best is None else best)
+        checkpoints.prune(self.trainer.config.train.keep_checkpoints, best)
+
+    def write(self, snapshot: Snapshot, folder: Path) -> None:
+        tokenizer = self.trainer.corpus.tokenizer
+        if self.trainer.config.lora.rank:
+            save_adapters(snapshot.model, folder, self.trainer.base_name)
+        else:
+            save_model(snapshot.model, folder, tokenizer.end_of_text, begin_of_text=tokenizer.begin_of_text)
+        tokenizer.save(folder)
+        write_trainer(folder, snapshot.state, snapshot.optimizer, snapshot.random)
 
 
 class Writer:

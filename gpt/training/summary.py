@@ -38,6 +38,7 @@ def print_start(trainer: Trainer, memory: Memory | None) -> None:
         "optimizer": describe_optimizer(trainer),
         "training": describe_work(trainer, parameters),
         "hardware": trainer.hardware.describe(config.model.head_width),
+        "saving": trainer.saving.description,
         "memory": describe_memory(memory) if memory else describe_small(trainer),
     }
     out = console()

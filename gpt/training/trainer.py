@@ -18,14 +18,13 @@ from torch import Tensor
 from gpt.config import RunConfig
 from gpt.inference.decode import Sample
 from gpt.inference.sampling import NotFinite
-from gpt.model.adapters import load_adapters, save_adapters
+from gpt.model.adapters import load_adapters
 from gpt.model.hardware import Hardware, muon_dtype
-from gpt.model.huggingface import load_weights, save_model
 from gpt.options import to_dict
 from gpt.text.batches import training_data
 from gpt.text.shards import Corpus
 from gpt.training.base import hub_model, keep_base
-from gpt.training.checkpoints import CheckpointFolder, TrainerState, read_state, write_trainer
+from gpt.training.checkpoints import CheckpointFolder, TrainerState, read_state
 from gpt.training.evaluation import Evaluation, evaluate
 from gpt.training.feed import Feed
 from gpt.training.finite import Diverged, FiniteWatch, StepStart
@@ -33,13 +32,13 @@ from gpt.training.identity import identity, refuse_differences
 from gpt.training.initial import build_model
 from gpt.training.interrupts import Interrupts
 from gpt.training.optimizers import Optimizers, clip_divisor
-from gpt.training.parallel.choice import make_strategy
+from gpt.training.parallel.choice import make_saving, make_strategy
 from gpt.training.parallel.ranks import Ranks
 from gpt.training.process import random_states, resident_memory
 from gpt.training.report import Reporter, Silent
 from gpt.training.restoring import restore
 from gpt.training.samples import write_samples
-from gpt.training.saving import Snapshot, Writer, copied, first_not_finite
+from gpt.training.saving import Writer, first_not_finite
 from gpt.training.schedules import lr_scale
 
 COMPARED_SAMPLES = 3  # of the base and of the tuned model, shown at the end of fine-tuning
@@ -77,6 +76,7 @@ class Trainer:
         self.feed = self.make_feed()
         self.changes: list[str] = []  # options that a continued run has changed
         self.damage: list[str] = []  # what was found of checkpoints that are not as they were written
+        self.saving = make_saving(self)
         self.writer = Writer(config.train.async_save)
         self.watch = FiniteWatch(hardware.device)
 
@@ -248,33 +248,15 @@ class Trainer:
             raise Diverged(f"step {self.state.step}: a weight is not finite, in {name}")
         self.writer.wait()  # before there is a second copy
         self.state.scaler = self.scaler.state_dict()
-        make = copied if self.config.train.async_save else Snapshot
-        random = random_states(self.hardware.device)
-        model, optimizer = self.parallel.full_model(self.ranks.main), self.optimizers.full_state(self.ranks.main)
-        if model is not None:
-            snapshot = make(self.state, model, optimizer, random)
-            self.writer.run(lambda: self.publish(snapshot))
-
-    def publish(self, snapshot: Snapshot) -> None:
-        """Write a checkpoint and let older ones go."""
-        step, best = snapshot.state.step, snapshot.state.best_step
-        self.checkpoints.publish(step, lambda folder: self.write(snapshot, folder))
-        self.checkpoints.point_best(step if best is None else best)
-        self.checkpoints.prune(self.config.train.keep_checkpoints, best)
-
-    def write(self, snapshot: Snapshot, folder: Path) -> None:
-        tokenizer = self.corpus.tokenizer
-        if self.config.lora.rank:
-            save_adapters(snapshot.model, folder, self.base_name)
-        else:
-            save_model(snapshot.model, folder, tokenizer.end_of_text, begin_of_text=tokenizer.begin_of_text)
-        tokenizer.save(folder)
-        write_trainer(folder, snapshot.state, snapshot.optimizer, snapshot.random)
+        if job := self.saving.job():
+            self.writer.run(job)
 
     def load(self, folder: Path) -> None:
         """Take over the weights of a checkpoint of this run: all, or those of the adapters. Raises UserError."""
-        read = load_adapters if self.config.lora.rank else load_weights
-        self.parallel.load(lambda model: read(model, folder))
+        if self.config.lora.rank:
+            self.parallel.load(lambda model: load_adapters(model, folder))
+        else:
+            self.parallel.load_weights(folder)
 
     def restore(self) -> bool:
         """Continue from the newest checkpoint of the run folder; whether there was one. Raises UserError."""

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from gpt.config import RunConfig, TrainConfig
 from gpt.options import UserError
-from gpt.training.checkpoints import OPTIMIZER, RANDOM, STATE, TRAINER, CheckpointFolder
+from gpt.training.checkpoints import RANDOM, STATE, TRAINER, CheckpointFolder, optimizer_files
 from gpt.training.metrics import read_lines
 
 STEPS = 20
@@ -223,7 +223,8 @@ def differences(one: Path, other: Path, margin: Margin) -> Iterator[str]:
     last = a.steps()[-1]
     for left, right in ((a.at(last), b.at(last)), (a.path / "best", b.path / "best")):
         yield from in_states(left, right, margin)
-        files = [path.name for path in sorted(left.glob("*.safetensors"))] + [f"{TRAINER}/{OPTIMIZER}"]
+        weights, optimizer = sorted(left.glob("*.safetensors")), optimizer_files(left)
+        files = [path.relative_to(left).as_posix() for path in (*weights, *optimizer)]
         for name in [*files, *([] if margin.tensors else [f"{TRAINER}/{RANDOM}"])]:
             yield from in_tensors(load_file(left / name), load_file(right / name), f"{left.name}/{name}", margin)
 

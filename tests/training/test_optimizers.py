@@ -129,7 +129,7 @@ def test_restored_state_gives_the_same_next_step(name: str) -> None:
         optimizers.step(1.0)
     again.load_state_dict(model.state_dict())
     restored = Optimizers(again, OptimizerConfig(name=name), torch.float32)
-    restored.load_state_tensors({path: tensor.clone() for path, tensor in optimizers.state_tensors().items()})
+    restored.load_state_tensors((path, tensor.clone()) for path, tensor in optimizers.state_tensors().items())
     for either, owner in ((model, optimizers), (again, restored)):
         give_gradients(either, 9)
         owner.step(0.7)

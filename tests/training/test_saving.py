@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from gpt.training import trainer as trainer_module
+from gpt.training import saving
 from gpt.training.checkpoints import publish
 from gpt.training.metrics import JsonLines
 from gpt.training.run import train
-from gpt.training.saving import Writer, copied_model, first_not_finite
+from gpt.training.saving import WholeSaving, Writer, copied_model, first_not_finite
 from gpt.training.trainer import Trainer
 
 from .conftest import MakeConfig
@@ -27,9 +27,9 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     """A writer that is held up until three steps later still writes the weights of its own step."""
     often = {"checkpoint_every": 2, "eval_every": 8, "keep_checkpoints": 9, "max_steps": 8}
     config = make_config("behind", train=often)
-    waiting, write, update = threading.Event(), Trainer.write, Trainer.update
+    waiting, write, update = threading.Event(), WholeSaving.write, Trainer.update
 
-    def held_up(self: Trainer, *arguments: Any) -> None:
+    def held_up(self: WholeSaving, *arguments: Any) -> None:
         assert threading.current_thread() is not threading.main_thread()
         assert waiting.wait(20)
         write(self, *arguments)
@@ -41,7 +41,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(
         return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "write", held_up)
+        patch.setattr(WholeSaving, "write", held_up)
         patch.setattr(Trainer, "update", counted)
         assert train(config) == 0
     assert train(make_config("waiting", train=often | {"async_save": False})) == 0
@@ -60,7 +60,7 @@ def test_a_failure_to_write_stops_the_run(
     config = make_config(train={"async_save": behind})
     train(config, stop_at=4)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module, "write_trainer", full_disk)
+        patch.setattr(saving, "write_trainer", full_disk)
         with pytest.raises(OSError, match="No space"):
             train(config)
     assert {path.name for path in (tmp_path / "run/checkpoints").iterdir()} == {"best", "step-00000004"}

@@ -18,6 +18,7 @@ from gpt.model.transformer import Decoder
 from gpt.options import UserError
 from gpt.text.shards import prepare
 from gpt.text.windows import train_batch
+from gpt.training import saving
 from gpt.training import trainer as trainer_module
 from gpt.training.evaluation import Evaluation
 from gpt.training.run import train
@@ -225,7 +226,7 @@ def test_a_half_written_checkpoint_is_never_taken(
 
     train(make_config(train={"max_steps": 4}))
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module, "write_trainer", full_disk)
+        patch.setattr(saving, "write_trainer", full_disk)
         with pytest.raises(OSError, match="No space"):
             train(make_config())
     assert {path.name for path in (tmp_path / "run/checkpoints").iterdir()} == {"best", "step-00000004"}

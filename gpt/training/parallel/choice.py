@@ -1,15 +1,24 @@
-"""Which of the strategies a run takes: the one that is asked for, or the simplest that fits."""
+"""Which of the strategies a run takes, and how it is saved: as is asked for, or in the simplest way that fits."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 
 from gpt.config import RunConfig
 from gpt.model.hardware import DTYPES, Hardware
 from gpt.model.transformer import Decoder
+from gpt.options import UserError
 from gpt.training.available import available_memory
+from gpt.training.parallel.layouts import RowLayout
 from gpt.training.parallel.ranks import Group, Ranks
+from gpt.training.parallel.shared_saving import SharedSaving
 from gpt.training.parallel.strategies import Alone, Replicated, Sharded, mesh_of
+from gpt.training.saving import WholeSaving
+
+if TYPE_CHECKING:
+    from gpt.training.trainer import Trainer
 
 COPY_SHARE = 0.7  # of the memory, at most, for what a copy holds from step to step; activations take the rest
 
@@ -43,3 +52,22 @@ def copy_bytes(model: Decoder) -> int:
     """What a copy holds from step to step: weights, and of those that are trained the gradients and the two means of
     AdamW, of which Muon keeps one."""
     return sum(p.nbytes * (4 if p.requires_grad else 1) for p in model.parameters())
+
+
+def make_saving(trainer: Trainer) -> WholeSaving | SharedSaving:
+    """How the trainer's checkpoints are written, as `train.save` says. Raises UserError where that cannot be."""
+    config, ranks, layout = trainer.config, trainer.ranks, trainer.parallel.layout
+    if not (isinstance(layout, RowLayout) and isinstance(ranks, Group)) or config.lora.rank:
+        if config.train.save == "sharded":
+            why = "lora.rank: adapters are small" if config.lora.rank else "a process has the whole model, not a shard"
+            raise UserError(f"train.save=sharded: {why}; leave train.save at auto, or train all with parallel=fsdp")
+        return WholeSaving(trainer)
+    fits = ranks.from_main(lambda: whole_fits(trainer.model, available_memory(torch.device("cpu"))))
+    if config.train.save == "gathered" or (config.train.save == "auto" and fits):
+        return WholeSaving(trainer)
+    return SharedSaving(trainer, layout, ranks)
+
+
+def whole_fits(model: Decoder, available: int | None) -> bool:
+    """Whether rank 0 has room for all weights and AdamW's two means beside what it holds."""
+    return available is None or 3 * 4 * model.parameter_count() <= COPY_SHARE * available

@@ -66,6 +66,10 @@ class RowLayout(Layout):
     def shape(self, own: Tensor) -> torch.Size:
         return self.shapes[own]
 
+    def first_row(self, own: Tensor) -> int:
+        """Of those that are held here."""
+        return sum(part_of(self.shapes[own][0], rank, self.world) for rank in range(self.rank))
+
     def part(self, own: Tensor, whole: Tensor) -> Tensor:
         sizes = [part_of(whole.shape[0], rank, self.world) for rank in range(self.world)]
         return whole.split(sizes)[self.rank]

@@ -117,6 +117,7 @@ class Group(Ranks):
             torch.cuda.set_device(device)
         dist.init_process_group(backend, store=self.store, rank=self.rank, world_size=self.world, timeout=TIMEOUT)
         self.main, self.device, self.phase = self.rank == 0, device, 0
+        self.told: BaseException | None = None  # of which the others know already
         self.store.set(f"who/{self.rank}", f"process {os.getpid()} on {socket.gethostname()}")
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -154,6 +155,8 @@ class Group(Ranks):
         except Elsewhere:  # of a phase within, which has ended this one too
             raise
         except Exception as failure:
+            if failure is self.told:
+                raise
             error = failure
         self.phase += 1
         word = "" if error is None else str(2 if isinstance(error, UserError) else 1)
@@ -166,6 +169,7 @@ class Group(Ranks):
         if teller and (int(teller) != self.rank or error is None):
             raise Elsewhere(int(status)) from error
         if error is not None:
+            self.told = error
             raise error
 
     def read(self, key: str) -> str:

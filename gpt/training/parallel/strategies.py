@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from gpt.model.hardware import Hardware
+from gpt.model.huggingface import load_weights, matching_tensors
 from gpt.model.transformer import Decoder
 from gpt.training.parallel.layouts import Layout, RowLayout
 from gpt.training.parallel.ranks import Ranks
@@ -66,6 +68,10 @@ class Alone:
     def load(self, read: Callable[[Decoder], None]) -> None:
         """Have `read` fill the whole model."""
         read(self.model)
+
+    def load_weights(self, folder: Path) -> None:
+        """Take over the weights of a model folder. Raises UserError where it does not fit."""
+        load_weights(self.model, folder)
 
 
 class Replicated(Alone):
@@ -198,6 +204,22 @@ class Sharded(Alone):
         read(full)
         for (_, own), whole in zip(self.layout.named(), full.parameters(), strict=True):
             own.copy_(self.layout.part(own, whole))
+
+    @torch.no_grad()
+    def load_weights(self, folder: Path) -> None:
+        """One tensor in memory at a time, of which the rows that are held here are kept."""
+        own_rows = dict(self.layout.named())
+        for entry, stored in matching_tensors(folder, self.model.config, self.model.vocab_size):
+            own = own_rows.get(entry.ours)
+            if own is None:  # a table that follows from the configuration
+                continue
+            tensor = stored.take()
+            tensor = tensor.T if entry.transposed else tensor
+            start, stop, _ = entry.rows.indices(self.layout.shape(own)[0])
+            first = self.layout.first_row(own)
+            begin, end = max(first, start), min(first + len(own), stop)
+            if begin < end:
+                own[begin - first : end - first].copy_(tensor[begin - start : end - start])
 
 
 def mesh_of(ranks: Ranks, device: torch.device) -> DeviceMesh:
