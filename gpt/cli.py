@@ -23,6 +23,7 @@ from gpt.arguments import Command, leaves, parse
 from gpt.composition import load_config
 from gpt.help import help_text
 from gpt.options import C, ConfigError, UserError, complain, look_up, ran_out_of_memory, say
+from gpt.sweeps.options import refuse_without_multirun
 from gpt.sweeps.running import run_sweep
 
 __all__ = ["Command", "loading", "main"]
@@ -48,6 +49,7 @@ def main(command: Command[C], run: Callable[[C], int | None], argv: Sequence[str
             return 0
         if "--multirun" in argv or "-m" in argv:
             return run_sweep(command, [argument for argument in argv if argument not in ("--multirun", "-m")])
+        refuse_without_multirun(command, argv)
         config = load_config(command, argv)
         for group, choice in command.implied(parse(command, argv)).items():
             say(f"{group}={choice} follows from the other options; {group}=… chooses another, {group}=null none")

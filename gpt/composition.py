@@ -8,6 +8,7 @@ compose API is used, not `@hydra.main`, which would write `outputs/` and take ov
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -131,6 +132,36 @@ def swept_values(name: str, text: str) -> list[str] | None:
     except (HydraException, ValueError):  # ValueError: a range with a step of 0
         return []
     return list(dict.fromkeys(values)) if len(values) <= MOST_VALUES else []
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a search may try of an option: one of `values`, as text, or, without those, all from `low` to `high`."""
+
+    values: tuple[str, ...] = ()
+    ordered: bool = False  # the values are numbers at equal distances
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False  # equally likely at each order of magnitude
+
+
+def search_space(name: str, text: str) -> Space | None:
+    """What Hydra's grammar reads: `interval(1,2)`, `tag(log,interval(1,2))`, `range(1,3)`, `choice(1,2)` or `1,2`; None
+    if one value. Raises `ConfigError`."""
+    override = _override(f"{name}={text}")
+    if override is None or not override.is_sweep_override():
+        return None
+    sweep = override.value()
+    interval = override.is_interval_sweep()
+    if unknown := sweep.tags - {"log"} or (set() if interval else sweep.tags):
+        message = "is the only tag, of interval(…), as tag(log,interval(1e-4,1e-2))"
+        raise ConfigError([Mistake(name, f"has the tag {', '.join(sorted(unknown))}; log {message}", text)])
+    if interval:
+        return Space(low=sweep.start, high=sweep.end, log="log" in sweep.tags)
+    values = swept_values(name, text)
+    if not values:
+        raise ConfigError([Mistake(name, f"is no list of at most {MOST_VALUES} values, as 3e-4,1e-3", text)])
+    return Space(tuple(values), override.is_range_sweep())
 
 
 def _names_set(given: Arguments) -> set[str]:

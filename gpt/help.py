@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from gpt.arguments import CONFIGS, Command, Leaf, choices_of, leaves
+from gpt.config.sweep import SweepConfig
 from gpt.options import defaults, words_of, written
 
 NOTES = (
@@ -32,12 +33,13 @@ def help_text(command: Command, script: str, width: int | None = None) -> str:
     parts = [textwrap.fill(usage, width, subsequent_indent="  "), textwrap.fill(command.description, width)]
     if command.examples:
         parts.append("\n".join(["Examples:", *(f"  {example}" for example in command.examples)]))
-    parts += _groups(command, width) + _options(command, width)
+    parts += _groups(command, width) + _options(command, width) + (_sweep(width) if many else [])
     notes = list(NOTES)
     if many:
         notes.append(
             "--multirun (-m) runs every combination of values separated by commas, as optimizer.lr=3e-4,1e-3, one "
-            "after another, each in its own folder."
+            "after another, each in its own folder. launcher=… runs them as jobs, sweeper=optuna searches intervals, "
+            "as optimizer.lr=tag(log,interval(1e-4,1e-2))."
         )
     rows = [textwrap.fill(note, width, initial_indent="  ", subsequent_indent="  ") for note in notes]
     return "\n\n".join([*parts, "\n".join(["Notes:", *rows])]) + "\n"
@@ -87,6 +89,20 @@ def _options(command: Command, width: int) -> list[str]:
         default = (values[group] if group else values)[last]
         sections[group].append(_row(f"{leaf.name}={written(default)}", _describe(leaf), width))
     return ["\n".join(rows) for rows in sections.values()]
+
+
+def _sweep(width: int) -> list[str]:
+    """A paragraph for each group of `--multirun`'s own options."""
+    sections = []
+    for group, spec in SweepConfig.__dataclass_fields__.items():
+        rows = [f"{group}: {spec.metadata['rule'].doc}"]
+        choices = " | ".join(["basic", *choices_of(f"hydra/{group}")])
+        rows.append(_row(f"{group}=basic", f"configs/hydra/{group}/<value>.yaml sets options below [{choices}]", width))
+        for leaf in leaves(SweepConfig):
+            if leaf.name.startswith(f"{group}.") and not leaf.name.endswith(".name"):
+                rows.append(_row(f"{leaf.name}={written(leaf.default)}", _describe(leaf), width))
+        sections.append("\n".join(rows))
+    return sections
 
 
 def _describe(leaf: Leaf) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -24,12 +25,22 @@ class Run:
     values: dict[str, Any]  # of an option as its type has it, of a group the choice
 
 
-@dataclass(frozen=True)
 class Plan:
     """The runs of a sweep, all in folders below `folder`."""
 
-    folder: Path
-    runs: list[Run]
+    at_once = sys.maxsize  # no run waits for what another comes to
+
+    def __init__(self, folder: Path, runs: list[Run]) -> None:
+        self.folder, self.runs = folder, runs
+        self.finished: dict[Path, int] = {}  # exit statuses from earlier sessions; a run that is done says so itself
+        self.coming = iter(runs)
+
+    def next(self) -> Run | None:
+        """The next run to start, or None: there is none, or none before another has ended."""
+        return next(self.coming, None)
+
+    def ended(self, run: Run, status: int) -> None:
+        """Take note of how a run ended."""
 
 
 def plan_runs(command: Command, argv: Sequence[str]) -> Plan:
@@ -52,7 +63,7 @@ def plan_runs(command: Command, argv: Sequence[str]) -> Plan:
         raise ConfigError([Mistake("--multirun", f"makes more than {MOST_VALUES} runs; give fewer values")])
     if not swept and not found:
         raise ConfigError([Mistake("--multirun", "no option has several values, as optimizer.lr=3e-4,1e-3")])
-    fixed = [argument for argument in argv if argument.partition("=")[0] not in swept]
+    fixed = without(argv, swept)
     runs: dict[Path, Run] = {}
     for combination in product(*swept.values()):
         try:
@@ -64,6 +75,11 @@ def plan_runs(command: Command, argv: Sequence[str]) -> Plan:
     if found:
         raise ConfigError(list(found.values()))
     return Plan(next(iter(runs)).parent, list(runs.values()))
+
+
+def without(argv: Sequence[str], names: Collection[str]) -> list[str]:
+    """The arguments that do not set one of these options."""
+    return [argument for argument in argv if argument.partition("=")[0] not in names]
 
 
 def check_sweepable(command: Command) -> None:
@@ -82,6 +98,6 @@ def plan_run(command: Command, fixed: Sequence[str], swept: dict[str, str]) -> R
     # The value as it was understood, so that 1e-3 and 0.001 are the same run.
     values = {name: text if name in groups else look_up(config, name) for name, text in swept.items()}
     name = ",".join(f"{name}={written(value)}" for name, value in values.items())
-    folder = Path(look_up(config, "run_dir")) / name.replace("/", "-")
+    folder = Path(look_up(config, "run_dir")).expanduser() / name.replace("/", "-")
     kept = [argument for argument in arguments if not argument.startswith("run_dir=")]
     return Run(folder, (*kept, f"run_dir={folder}"), values)
