@@ -97,7 +97,7 @@ def _sweep(width: int) -> list[str]:
     for group, spec in SweepConfig.__dataclass_fields__.items():
         rows = [f"{group}: {spec.metadata['rule'].doc}"]
         choices = " | ".join(["basic", *choices_of(f"hydra/{group}")])
-        rows.append(_row(f"{group}=basic", f"configs/hydra/{group}/<value>.yaml sets options below [{choices}]", width))
+        rows.append(_row(f"{group}=basic", f"{choices}, each but basic a file of configs/hydra/{group}", width))
         for leaf in leaves(SweepConfig):
             if leaf.name.startswith(f"{group}.") and not leaf.name.endswith(".name"):
                 rows.append(_row(f"{leaf.name}={written(leaf.default)}", _describe(leaf), width))

@@ -50,11 +50,12 @@ def write_script(folder: Path, body: str, kind: str = "RunConfig") -> None:
 
 
 def run_script(
-    folder: Path, body: str, argv: Sequence[str], kind: str = "RunConfig", pipe: str = ""
+    folder: Path, body: str, argv: Sequence[str], kind: str = "RunConfig", pipe: str = "", path: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a script whose `run(config)` is `body`, in `folder`."""
+    """Runs a script whose `run(config)` is `body`, in `folder`; modules are also sought in `path`."""
     write_script(folder, body, kind)
     command: Any = [sys.executable, "script.py", *argv]
     if pipe:
         command = ["bash", "-c", f'"$@" | {pipe}; exit ${{PIPESTATUS[0]}}', "bash", *command]
-    return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    environment = ENVIRONMENT if path is None else {**ENVIRONMENT, "PYTHONPATH": f"{path}{os.pathsep}{ROOT}"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)

@@ -34,7 +34,9 @@ class LauncherConfig(Options):
     )
     cpus_per_task: int | None = option(None, "slurm: cores of one process", low=1)
     mem_gb: float | None = option(None, "slurm: memory of one run on each machine", unit="GB", above=0)
-    timeout_min: int = option(WEEK, "time of one job, after which its run saves and is queued again", low=1)
+    timeout_min: int = option(
+        WEEK, "time of one job, after which its run saves and is queued again", unit="minutes", low=1
+    )
     signal_delay_s: int = option(120, "how long before that the run is told to save", unit="seconds", low=1)
     max_num_timeout: int = option(100, "how often one run may be queued again for want of time", low=0)
     partition: str = option("", "slurm: partition; empty: the cluster's default, as in all that follow", free_text=True)

@@ -58,7 +58,9 @@ def plan_runs(command: Command, argv: Sequence[str]) -> Plan:
         if values:
             swept[name] = values
         elif values is not None:
-            raise ConfigError([Mistake(name, f"is no list of at most {MOST_VALUES} values, as 3e-4,1e-3", text)])
+            searched = "; sweeper=optuna searches an interval" if "interval" in text else ""
+            message = f"is no list of at most {MOST_VALUES} values, as 3e-4,1e-3{searched}"
+            raise ConfigError([Mistake(name, message, text)])
     if math.prod(map(len, swept.values())) > MOST_VALUES:
         raise ConfigError([Mistake("--multirun", f"makes more than {MOST_VALUES} runs; give fewer values")])
     if not swept and not found:

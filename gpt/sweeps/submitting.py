@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -23,6 +24,7 @@ from gpt.sweeps.plan import Run
 from gpt.sweeps.results import lines_of, was_interrupted
 
 FOLDER = ".submitit"
+SBATCH = {"tasks_per_node": "ntasks_per_node", "timeout_min": "time"}  # what sbatch calls them
 LOG_LINES = 5  # of a run that failed
 
 
@@ -69,11 +71,13 @@ class Submitit:
 
     def for_slurm(self) -> dict[str, Any]:
         names = (
-            "nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task", "mem_gb", "timeout_min", "signal_delay_s",
+            "nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task", "timeout_min", "signal_delay_s",
             "partition", "account", "qos", "constraint", "exclude", "nodelist", "gres",
         )  # fmt: skip
         given = {name: getattr(self.options, name) for name in names}
-        parameters = {name: value for name, value in given.items() if value not in (None, "")}
+        parameters = {SBATCH.get(name, name): value for name, value in given.items() if value not in (None, "")}
+        if self.options.mem_gb:
+            parameters["mem"] = f"{math.ceil(1024 * self.options.mem_gb)}M"
         if self.options.setup:
             parameters["setup"] = list(self.options.setup)
         if self.options.cpus_per_task:  # since version 22.05 srun does not know sbatch's
