@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -57,7 +58,9 @@ def until(condition: Any, seconds: float = 30) -> None:
 
 def begin(*argv: str, **environment: str) -> subprocess.Popen[str]:
     command = [sys.executable, "script.py", *argv]
-    return subprocess.Popen(command, env={**ENVIRONMENT, **environment}, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env={**ENVIRONMENT, **environment}, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
 
 
 def test_jobs_run_at_once_and_one_fails(empty_folder: Path) -> None:
@@ -85,7 +88,7 @@ def test_ctrl_c_has_the_runs_save(empty_folder: Path) -> None:
     write_script(empty_folder, LOSS + SAVES)
     sweep = begin(*LOCAL, "launcher.array_parallelism=2", "seed=1,2,3")
     until(lambda: len(noted(empty_folder)) == 2)
-    sweep.send_signal(signal.SIGINT)
+    os.killpg(sweep.pid, signal.SIGINT)  # as a terminal does, to all processes
     _, err = sweep.communicate(timeout=60)
     assert sweep.returncode == 130, err
     assert sorted(noted(empty_folder)) == ["1 running", "1 saved", "2 running", "2 saved"]
@@ -110,7 +113,8 @@ with FileLock(config.run_dir + "/.lock").acquire(timeout=0):
     first.kill()
     first.wait()
     second = begin(*LOCAL, "seed=1,2")
-    time.sleep(3)
+    until(lambda: len(list(empty_folder.glob("s/.submitit/*/*_log.err"))) == 2)
+    time.sleep(4)  # in which its run would begin, and find the folder in use
     (empty_folder / "go").touch()
     _, err = second.communicate(timeout=60)
     assert second.returncode == 0, err
