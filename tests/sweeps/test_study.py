@@ -58,6 +58,7 @@ def end(study: Study, run: Run, loss: float, status: int = 0) -> None:
     study.ended(run, status)
 
 
+@pytest.mark.slow
 def test_a_study_that_is_killed_goes_on_as_if_nothing_had_happened(empty_folder: Path) -> None:
     argv = [LR, "optimizer.weight_decay=choice(0,0.1)", "sweeper.n_trials=12"]  # the first ten are random
     undisturbed = search(empty_folder, *argv, "run_dir=a")
@@ -107,6 +108,7 @@ def test_equal_runs_are_one(empty_folder: Path) -> None:
     assert "best of 6 trials: optimizer.weight_decay=0, val/loss" in done.stderr
 
 
+@pytest.mark.slow
 def test_what_is_drawn(empty_folder: Path) -> None:
     study = opened(
         LR, "model.n_layer=interval(1.5,3)", "seed=range(2,9,3)", "train.grad_clip=range(0,1,0.25)",
@@ -123,6 +125,7 @@ def test_what_is_drawn(empty_folder: Path) -> None:
     assert statistics.median(map(math.log10, drawn["optimizer.lr"])) == pytest.approx(-3, abs=0.25)  # linear: -2.3
 
 
+@pytest.mark.slow
 def test_the_search_learns(empty_folder: Path) -> None:
     def seek(sampler: str) -> float:
         study = opened("optimizer.lr=interval(0.001,1)", f"run_dir={sampler}", n_trials=40, sampler=sampler)
