@@ -210,7 +210,7 @@ def wait_for(condition: Any, process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGINT])
 def test_what_is_finished_is_not_made_again(tmp_path: Path, how: signal.Signals) -> None:
     file = jsonl(tmp_path / "a.jsonl", 2500)
     usual = finished(started(*arguments(tmp_path, "usual", file)))
