@@ -92,6 +92,8 @@ class Cooperation:
         if self.place.is_dir():
             raise OthersFinished
         shards = sorted({number % self.shard.count for number in missing})
+        if self.shard.index in shards:  # it does not wait for others before it has made all of its own
+            raise UserError(f"{self.folder}: what was finished there has been removed meanwhile; run again")
         for index in shards:
             if waited > FAILURE_SECONDS and self._note_of(index).is_file():
                 said = self._note_of(index).read_text(encoding="utf-8")
