@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from gpt.text.checksums import write_sums
+from gpt.text.files import sync, sync_list
 from gpt.text.preparing import WORK, Preparation, Tokenized
 from gpt.text.splits import SPLITS
 from gpt.text.streams import join_pairs, stream_digest, total_counts
@@ -26,7 +26,7 @@ def assemble(made: Tokenized, preparation: Preparation, place: Path) -> None:
     tokens = {file.name for files in shards.values() for file in files}
     for path in folder.iterdir():  # what a process left that was killed at some other time
         if path.name not in tokens and path.name != WORK:
-            path.unlink()
+            path.unlink(missing_ok=True)
     made.tokenizer.save(folder)
     indexes = {side: _join_pairs(made, preparation, side) for side in SPLITS} if job.source.pairs else {}
     digests = [stream_digest(side, made.tokenizer.dtype, shards[side], indexes.get(side)) for side in SPLITS]
@@ -41,9 +41,9 @@ def assemble(made: Tokenized, preparation: Preparation, place: Path) -> None:
     }
     (folder / "meta.json").write_text(json.dumps(meta, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     write_sums(folder, SUMS, without=[path.relative_to(folder).as_posix() for path in preparation.work.rglob("*")])
-    _sync(folder)
+    sync(folder)
     folder.rename(place)
-    _flush(place.parent)
+    sync_list(place.parent)
     remove_leftovers(place)
 
 
@@ -76,19 +76,3 @@ def remove_leftovers(place: Path) -> None:
     """What a corpus no longer needs once it is in its place, where somebody was killed before removing it."""
     for folder in (place / WORK, *place.parent.glob(f".{place.name}.*.tmp")):
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    """Make a folder's list of files, and the small ones, survive a loss of power; tokens are on the disk already."""
-    for file in folder.iterdir():
-        if file.is_file() and file.suffix != ".bin":
-            _flush(file)
-    _flush(folder)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

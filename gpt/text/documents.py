@@ -52,12 +52,13 @@ class Piece:
 class Part:
     """A stretch of a source, which can be read alone, and again. `name` tells it from every other one.
 
-    `continues`: its first piece goes on with the document in which the part before it ended.
+    `continues`: its first piece goes on with the document in which the part before it ended. `files`: it is in these.
     """
 
     name: str
     read: Callable[[], Iterator[Piece]]
     continues: bool = False
+    files: tuple[Path, ...] = ()
 
     def pieces(self) -> Iterator[tuple[Piece, bool]]:
         """Each piece, and whether it starts a document."""
@@ -131,7 +132,8 @@ def _parts(files: tuple[Path, ...], read: Reader, cut: Cut | None = None) -> lis
     parts = []
     for spans in in_parts(files, cut):
         name = " ".join(f"{span.file}:{span.start}-{span.stop or ''}" for span in spans)
-        parts.append(Part(name, partial(read, spans), continues=cut is in_text and spans[0].start > 0))
+        continues, inside = cut is in_text and spans[0].start > 0, tuple(span.file for span in spans)
+        parts.append(Part(name, partial(read, spans), continues, inside))
     return parts
 
 
@@ -142,9 +144,9 @@ def _open_data_set(data: DataConfig, path: str) -> Source:
     name = " ".join(filter(None, [path, data.subset, data.split]))
 
     def parts() -> list[Part]:
-        of = hub_parts(data)
+        version, of = hub_parts(data)
         read = lambda number: _render(hub_records(data, number, of), template)  # noqa: E731
-        return [Part(f"{number} of {of}", partial(read, number)) for number in range(of)]
+        return [Part(f"{number} of {of} {version}", partial(read, number)) for number in range(of)]
 
     return Source(name, files, parts, remote=not files)
 

@@ -67,10 +67,12 @@ def local_records(spans: Iterable[Span]) -> Iterator[tuple[str, dict[str, Any]]]
         yield from _rows(load, str(file), "check the file")
 
 
-def hub_parts(data: DataConfig) -> int:
-    """In how many parts a data set on the Hub (or in a local folder) is read: its shards, or some of them together."""
+def hub_parts(data: DataConfig) -> tuple[str, int]:
+    """The commit of a data set on the Hub ("" of a local folder), and in how many parts it is read: its shards, or some
+    of them together."""
     try:
-        return max(1, min(_data_set(str(data.path), data.subset, data.split).num_shards, MOST_PARTS))
+        shards = _data_set(str(data.path), data.subset, data.split).num_shards
+        return _revision(str(data.path)) or "", max(1, min(shards, MOST_PARTS))
     except Exception as error:  # whatever the library's transports raise
         raise _unreadable(error, f"data.path={data.path}", _WAY_OUT) from None
 
@@ -91,7 +93,21 @@ def _data_set(path: str, subset: str | None, split: str) -> Any:
     """A streamed data set, looked up once: that takes seconds of asking the Hub."""
     import datasets
 
-    return datasets.load_dataset(path, subset, split=split, streaming=True)
+    return datasets.load_dataset(path, subset, split=split, streaming=True, revision=_revision(path))
+
+
+@lru_cache(maxsize=2)
+def _revision(path: str) -> str | None:
+    """The newest commit of a data set on the Hub, so that all of it is of one; None of a local folder, and without a
+    network, where `datasets` finds what it has kept, or tells why not."""
+    if Path(path).expanduser().is_dir():
+        return None
+    from huggingface_hub import dataset_info
+
+    try:
+        return dataset_info(path, timeout=30).sha
+    except Exception:
+        return None
 
 
 def _rows(load: Callable[[], Any], place: str, way_out: str) -> Iterator[tuple[str, dict[str, Any]]]:

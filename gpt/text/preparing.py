@@ -28,7 +28,9 @@ from gpt.config import DataConfig, TokenizerConfig
 from gpt.options import UserError
 from gpt.text.cooperation import Cooperation, Report, Shard, read_json, write_json
 from gpt.text.documents import Part, Piece, Source, read_spool, spooling
+from gpt.text.files import sync
 from gpt.text.parallel_encoding import Encoders
+from gpt.text.spans import reading
 from gpt.text.splits import EVERY_HASH, SPLITS, CharacterCounts, Scan, Share, Split, divide, scan, training_texts
 from gpt.text.streams import PAIR, Counts, StreamWriter
 from gpt.text.tokenizers import Tokenizer
@@ -69,6 +71,7 @@ class Preparation:
         self.work = self.folder / WORK
         self.others = Cooperation(self.work, place, shard, report)
         self.own = shard.own(len(self.parts))
+        self.stats = {file: stat_of(file) for part, _ in self.parts for file in part.files}
 
     def run(self) -> Tokenized:
         """All but putting together. Raises UserError, OSError for what cannot be written, and OthersFinished."""
@@ -79,9 +82,10 @@ class Preparation:
         for number in self.own:
             if self.scanned(number) is None:
                 self.scan(number)
-        scans = self.others.collect(self.scanned, range(len(self.parts)), "what is in the text")
+        characters = CharacterCounts()
+        scans = self.others.collect(partial(self.taken, characters), range(len(self.parts)), "what is in the text")
         split, shares = self.divided(scans)
-        tokenizer = released or self.made_tokenizer(split, shares, scans)
+        tokenizer = released or self.made_tokenizer(split, shares, scans, characters)
         self.tokenize_own(tokenizer, split, shares, scans)
         if self.shard.index:
             self.others.collect(lambda _: None, [0], "the whole to be put together")  # ends by OthersFinished
@@ -101,6 +105,14 @@ class Preparation:
     def scanned(self, number: int) -> Scan | None:
         content = read_json(self.scan_file(number))
         return None if content is None else Scan(**content)
+
+    def taken(self, characters: CharacterCounts, number: int) -> Scan | None:
+        """What is in a part, but for its characters, which are added to those of others."""
+        found = self.scanned(number)
+        if found and found.characters:
+            characters.merge(found.characters)
+            found.characters = None
+        return found
 
     def scan_file(self, number: int) -> Path:
         return self.work / f"scan-{number:05d}.json"
@@ -122,7 +134,7 @@ class Preparation:
         for number, ((part, source), own) in enumerate(zip(self.parts, scans, strict=True)):
             so_far = held_out if source is job.val_source else found
             if source.remote:
-                part = Part(part.name, partial(read_spool, self.spool(number)), part.continues)
+                part = replace(part, read=partial(read_spool, self.spool(number)))
             begun = so_far.last_hash if part.continues else None
             shares.append(Share(part, so_far is held_out, so_far.n_characters, begun))
             so_far.merge(own)
@@ -136,12 +148,11 @@ class Preparation:
             return Split(threshold=EVERY_HASH), shares
         return divide(job.source, found, job.data.val_fraction), shares
 
-    def made_tokenizer(self, split: Split, shares: list[Share], scans: list[Scan]) -> Tokenizer:
+    def made_tokenizer(
+        self, split: Split, shares: list[Share], scans: list[Scan], characters: CharacterCounts
+    ) -> Tokenizer:
         """The one that is made from this text, and, as its training takes long, kept."""
-        config, characters = self.job.tokenizer, CharacterCounts()
-        for found in scans:
-            if found.characters:
-                characters.merge(found.characters)
+        config = self.job.tokenizer
         if config.name == "char":
             return build_tokenizer(config, characters=characters.characters())
         file = self.work / "tokenizer"
@@ -152,6 +163,7 @@ class Preparation:
             shutil.rmtree(half, ignore_errors=True)
             half.mkdir()
             tokenizer.save(half)
+            sync(half)
             half.rename(file)
             return tokenizer
         self.others.collect(lambda _: file.is_dir() or None, [0], "the tokenizer")
@@ -169,21 +181,23 @@ class Preparation:
     # --- the second pass -----------------------------------------------------------------------------------------
 
     def tokenize_own(self, tokenizer: Tokenizer, split: Split, shares: list[Share], scans: list[Scan]) -> None:
+        started, n_tokens, n_bytes = time.monotonic(), 0, 0
         due = [number for number in self.own if self.tokenized(number, tokenizer) is None]
         if before := len(self.own) - len(due):
             self.report(f"{before:,} of {len(self.own):,} parts are there from before")
-        started = time.monotonic()
         with Encoders(tokenizer, self.job.data.workers) as encoders:
-            n_tokens = sum(self.tokenize(number, encoders, split, shares[number], scans[number]) for number in due)
+            for number in due:
+                if self.tokenized(number, tokenizer) is None:  # else a process of another number of shards was quicker
+                    n_tokens += self.tokenize(number, encoders, split, shares[number], scans[number])
+                    n_bytes += scans[number].n_bytes
         if n_tokens:
-            n_bytes = sum(scans[number].n_bytes for number in due)
             speed = f"Tokenized {n_bytes / 1e6:.1f} MB in {time.monotonic() - started:.1f} s"
             self.report(f"{speed}: {n_tokens:,} tokens of {n_bytes / n_tokens:.2f} bytes")
 
     def tokenize(self, number: int, encoders: Encoders, split: Split, share: Share, found: Scan) -> int:
         """Write a part's tokens, and then the note that they are there. Returns their number."""
         tokenizer = encoders.tokenizer
-        writers = {side: StreamWriter(*self.files(number, side), tokenizer.dtype) for side in SPLITS}
+        writers: dict[str, StreamWriter] = {}
         routed = {side: Scan() for side in SPLITS}
 
         def pieces() -> Iterator[tuple[str, Piece, bool]]:
@@ -192,6 +206,8 @@ class Preparation:
                 yield side, piece, starts
 
         try:
+            for side in SPLITS:
+                writers[side] = StreamWriter(*self.files(number, side), tokenizer.dtype, self.work)
             if number == 0:  # a stream starts with an end of text
                 for writer in writers.values():
                     writer.write(np.array([tokenizer.end_of_text]), np.zeros(0, dtype=PAIR))
@@ -200,7 +216,8 @@ class Preparation:
                 self.others.report_sometimes(lambda: self.progress(number, writers))
             total = tuple(map(sum, zip(*(own.totals for own in routed.values()), strict=True)))
             divided = split.cut is not None and 0 <= split.cut - share.position < found.n_characters
-            if total != (found.n_documents + divided, found.n_characters, found.n_bytes):
+            changed = any(stat_of(file) != self.stats[file] for file in share.part.files)
+            if changed or total != (found.n_documents + divided, found.n_characters, found.n_bytes):
                 raise UserError(f"{self.parts[number][1].description}: changed while it was read; run again")
             for writer in writers.values():
                 writer.publish()
@@ -253,6 +270,13 @@ def with_text(counts: Counts, text: Scan) -> Counts:
         bytes=text.n_bytes,
         completion_bytes=text.completion_bytes,
     )
+
+
+def stat_of(file: Path) -> tuple[int, int]:
+    """By which a change of a file is noticed. Raises UserError."""
+    with reading(file):
+        stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns
 
 
 def has_bytes(file: Path, size: int) -> bool:

@@ -18,6 +18,7 @@ there. The tokenizer's prefix stands before each document, also before the held-
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import shutil
@@ -35,6 +36,7 @@ from gpt.text.documents import open_source
 from gpt.text.encoders import is_unicode
 from gpt.text.files import read_object
 from gpt.text.preparing import Job, Preparation
+from gpt.text.spans import Unreadable
 from gpt.text.splits import SPLITS
 from gpt.text.streams import TokenStream, open_stream
 from gpt.text.tokenizers import Tokenizer
@@ -128,9 +130,12 @@ def prepare(
                 tokenizer_made = _make(folder, job, shard, report)
     except OSError as error:  # readers turn theirs into UserErrors, so this one is about writing
         kept = "; what is finished is kept there" if any(root.glob(f".{folder.name}.*.tmp")) else ""
+        way_out = (
+            "have the shell allow more open files (ulimit -n)" if error.errno == errno.EMFILE else "make room there"
+        )
         raise UserError(
-            f"data.prepared_dir: the tokenized corpus cannot be written to {root} ({error.strerror or error}); make "
-            f"room there, or name another folder with data.prepared_dir=FOLDER{kept}"
+            f"data.prepared_dir: the tokenized corpus cannot be written to {root} ({error.strerror or error}); "
+            f"{way_out}, or name another folder with data.prepared_dir=FOLDER{kept}"
         ) from None
     return open_corpus(folder, tokenizer_made)
 
@@ -177,11 +182,11 @@ def _make(place: Path, job: Job, shard: Shard, report: Report) -> Tokenizer | No
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, OSError) and place.is_dir():  # a process of another number of shards was quicker
             return None
-        if shard.count > 1:
-            if not isinstance(error, KeyboardInterrupt):
-                preparation.others.fail(error)
-        elif (isinstance(error, UserError) and not job.source.remote) or not preparation.worth_keeping:
+        in_vain = isinstance(error, UserError) and not isinstance(error, Unreadable) and not job.source.remote
+        if shard.count == 1 and (in_vain or not preparation.worth_keeping):
             shutil.rmtree(preparation.folder, ignore_errors=True)
         elif isinstance(error, KeyboardInterrupt):
             report("Interrupted; what is finished is kept, and the same command goes on from there.")
+        elif shard.count > 1:
+            preparation.others.fail(error)
         raise

@@ -17,7 +17,9 @@ from typing import BinaryIO
 from gpt.options import UserError
 
 PART_BYTES = 2**26
-MOST_PARTS = 256  # more bytes than these hold make larger parts: each becomes two files, which stay open while mapped
+# More bytes than so many parts hold make larger ones: each part becomes two files, which stay open while mapped. Files
+# that do not fill a part may make up to twice as many.
+MOST_PARTS = 128
 READ_BYTES = 1 << 20
 
 Cut = Callable[[BinaryIO, int], int | None]  # a file and a place → where at or after it a part may begin, if anywhere
@@ -100,13 +102,17 @@ def _after(pattern: re.Pattern[bytes], stream: BinaryIO, place: int) -> int | No
     return None
 
 
+class Unreadable(UserError):
+    """A file that cannot be read, but may be the next time: nothing is wrong with what is in it."""
+
+
 @contextmanager
 def reading(file: Path) -> Iterator[None]:
     """A file that cannot be read is the user's to mend."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+        raise Unreadable(f"{file}: cannot be read ({error.strerror}); see to it, and run again") from None
 
 
 # --- text --------------------------------------------------------------------------------------------------------

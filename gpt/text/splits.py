@@ -25,7 +25,7 @@ class CharacterCounts:
     """How often each code point occurs, in flat memory."""
 
     def __init__(self) -> None:
-        self.counts = np.zeros(0x110000, dtype=np.int64)
+        self._counts: np.ndarray | None = None  # made when it is needed
         self._waiting: list[str] = []
         self._length = 0
 
@@ -34,6 +34,13 @@ class CharacterCounts:
         self._length += len(text)
         if self._length > 1 << 20:
             self.flush()
+
+    @property
+    def counts(self) -> np.ndarray:
+        """By code point, [0x110000]."""
+        if self._counts is None:
+            self._counts = np.zeros(0x110000, dtype=np.int64)
+        return self._counts
 
     def flush(self) -> None:
         points = np.frombuffer("".join(self._waiting).encode("utf-32-le"), dtype="<u4")

@@ -159,6 +159,8 @@ def open_stream(folder: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> Tok
         raise ValueError("a number in it cannot be")
     if not meta["shards"] or len(files) != len(meta["shards"]) + ("pairs" in meta):
         raise ValueError("it names no files, or one twice")
+    if not all(shard["tokens"] for shard in meta["shards"]):
+        raise ValueError("it names a file without tokens")
     for name, expected in files.items():
         if not isinstance(name, str) or name != Path(name).name or "\0" in name:
             raise ValueError(f"it names {name!r}, which is no file of its own folder")
@@ -194,10 +196,12 @@ def total_counts(counts: Iterable[Counts]) -> dict[str, int]:
 class StreamWriter:
     """Appends tokens, and the pairs in them, to the files of one side of one part. They are there once `published`."""
 
-    def __init__(self, tokens: Path, pairs: Path | None, dtype: np.dtype):
+    def __init__(self, tokens: Path, pairs: Path | None, dtype: np.dtype, scratch: Path | None = None):
+        """`scratch`: where the files are until then; by default, where they will be."""
         self.counts = Counts()
         self._dtype = dtype
-        self._tokens, self._pairs = _Unpublished(tokens), _Unpublished(pairs) if pairs else None
+        self._tokens = _Unpublished(tokens, scratch)
+        self._pairs = _Unpublished(pairs, scratch) if pairs else None
 
     def write(self, ids: np.ndarray, pairs: np.ndarray) -> None:
         """Append ids [n_tokens], and the pairs [n_pairs] of `PAIR` in them, whose starts count from `ids[0]`."""
@@ -224,9 +228,9 @@ class StreamWriter:
 class _Unpublished:
     """A file under a name of this process alone, until it is whole."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, scratch: Path | None):
         self.path = path
-        self.partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
+        self.partial = (scratch or path.parent) / f"{path.name}.{uuid.uuid4().hex[:8]}.partial"
         self.file: BinaryIO = self.partial.open("wb")
 
     def publish(self) -> None:

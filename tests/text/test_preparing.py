@@ -21,6 +21,7 @@ from gpt.options import UserError
 from gpt.text import cooperation, documents, downloads, preparing, spans
 from gpt.text.cooperation import Shard
 from gpt.text.shards import Corpus, prepare
+from gpt.text.spans import Unreadable
 from gpt.text.streams import PairStream, TokenStream
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -272,6 +273,10 @@ def test_a_full_disk_costs_no_finished_part(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(UserError, match=r"No space left on device.*; what is finished is kept there"):
         prepare(data(tmp_path, "made", options), BYTE)
     assert len(list((tmp_path / "made").rglob("done-*.json"))) == 3
+    stop_after(monkeypatch, 0, Unreadable("a.jsonl: cannot be read (Stale file handle)"))
+    with pytest.raises(UserError, match="Stale"):
+        prepare(data(tmp_path, "made", options), BYTE)
+    assert len(list((tmp_path / "made").rglob("done-*.json"))) == 3
     stop_after(monkeypatch, 0, UserError("changed while it was read"))
     with pytest.raises(UserError, match="changed"):  # then nothing of it can be used
         prepare(data(tmp_path, "made", options), BYTE)
@@ -288,7 +293,7 @@ def test_what_was_downloaded_is_not_downloaded_again(tmp_path: Path, monkeypatch
                 raise UserError("data.path=some/set: cannot be read")
             yield f"row {row}", {"text": f"document {part} {row}"}
 
-    monkeypatch.setattr(documents, "hub_parts", lambda config: 4)
+    monkeypatch.setattr(documents, "hub_parts", lambda config: ("1234abcd", 4))
     monkeypatch.setattr(documents, "hub_records", records)
     options = {"name": "huggingface", "path": "some/set"}
     with pytest.raises(UserError, match="cannot be read"):

@@ -331,12 +331,13 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
         prepare(config(tmp_path, *data.files, prepared_dir=blocked), BYTE)
 
 
-def test_a_file_that_changes_meanwhile_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("text", ["hello world and more", "hullo werld"])
+def test_a_file_that_changes_meanwhile_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     file = write(tmp_path / "a.txt", "hello world")
     divide = preparing.divide
 
     def append(*arguments: Any) -> Any:
-        write(tmp_path / "a.txt", "hello world and more")
+        write(tmp_path / "a.txt", text)
         return divide(*arguments)
 
     monkeypatch.setattr(preparing, "divide", append)
@@ -410,7 +411,7 @@ def test_spooled_documents_are_read_once(tmp_path: Path, monkeypatch: pytest.Mon
         reads.append((data.path, part, n_parts))
         yield from ((f"row {i}", {"text": f"document {i}\n"}) for i in range(50 * part, 50 * part + 50))
 
-    monkeypatch.setattr(documents, "hub_parts", lambda data: 2)
+    monkeypatch.setattr(documents, "hub_parts", lambda data: ("", 2))
     monkeypatch.setattr(documents, "hub_records", records)
     data = config(tmp_path, name="huggingface", path="some/set", column="text")
     corpus = prepare(data, TokenizerConfig(vocab_size=270))
