@@ -5,7 +5,7 @@
 Corpora of JSON lines as in `benchmarks.tokenize`, with GPT-2's tokens. Each is prepared once without a break, and once
 killed (SIGKILL) when half of its parts are done and started again: `made again` counts finished parts whose files the
 second process wrote anew. Then a small model trains on it: seconds from the command to its first step, in turns. Memory
-is the peak that a process holds beyond mapped files (sampled, Linux only).
+is the peak that preparing holds beyond mapped files (sampled, Linux only).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.side_by_side import ROOT, Results, median, print_table, spread, write_json
+from benchmarks.side_by_side import ROOT, Results, print_table, spread, write_json
 from benchmarks.startup import EVAL_TOKENS, STEP
 from benchmarks.tokenize import SAMPLE_SECONDS, python_library, tree_bytes, write_corpus
 
@@ -59,21 +59,20 @@ def prepare(corpus: list[str], prepared: Path) -> dict[str, Any]:
 
 
 def start(corpus: list[str], folder: Path) -> dict[str, float]:
-    """Seconds to the line of the first step, and peak memory in MB until the end of that run of a few steps."""
+    """Seconds to the line of the first step."""
     options = [*corpus, *SMALL, f"run_dir={folder / 'run'}", "train.max_steps=5", "train.log_every=1"]
     options += [f"train.eval_tokens={EVAL_TOKENS}", "schedule.warmup_steps=0"]
-    started, first, peak = time.perf_counter(), None, 0
+    started, first = time.perf_counter(), None
     command = [sys.executable, "-u", str(ROOT / "train.py"), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            peak = max(peak, tree_bytes(process.pid))
             if first is None and STEP.match(line):
                 first = time.perf_counter() - started
     shutil.rmtree(folder / "run")
     if process.returncode or first is None:
         sys.exit(f"{' '.join(command)} failed")
-    return {"first": first, "peak_mb": peak / 1e6}
+    return {"first": first}
 
 
 def main() -> None:
@@ -101,9 +100,9 @@ def main() -> None:
     for size in sizes:
         one = prepared[size]
         killed = f"{one['before']:.1f} + {one['after']:.1f}", f"{one['again']} of {one['kept']}"
-        first, peak = spread(starts, size, "first", 2), f"{median(starts, size, 'peak_mb'):,.0f}"
-        rows.append([size, f"{one['seconds']:.1f}", f"{one['peak_mb']:.0f}", *killed, first, peak])
-    print_table(["MB", "seconds", "peak MB", "killed, again: s", "made again", "first step: s", "training: MB"], rows)
+        row = [size, f"{one['seconds']:.1f}", f"{one['peak_mb']:.0f}", *killed, spread(starts, size, "first", 2)]
+        rows.append(row)
+    print_table(["MB", "seconds", "peak MB", "killed, again: s", "made again", "first step: s"], rows)
     write_json(arguments.output, {"preparation": prepared, "start": starts}, repeats=arguments.repeats)
 
 

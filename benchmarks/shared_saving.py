@@ -2,8 +2,8 @@
 
     python -m benchmarks.shared_saving --text input.txt --processes 4
 
-Each repetition starts so many processes over gloo on this machine, which make one update and then save twice, waiting
-for the end (the first save warms up). `more memory` is the peak of a process during the second save, above what it held
+Each repetition starts so many processes over gloo on this machine, which make an update and save, twice, waiting for
+the end (the first save warms up). `more memory` is the peak of a process during the second save, above what it held
 before: in rank 0, and the most of all others (Linux only); `seconds` is what that save takes.
 """
 
@@ -43,8 +43,8 @@ def measure(how: str, text: Path, folder: Path) -> dict[str, Any]:
     ranks = join(hardware.device)
     corpus = ranks.one_by_one(lambda: prepare(config.data, config.tokenizer))
     trainer = Trainer(config, corpus, hardware, Path(config.run_dir), ranks)
-    trainer.update()
     for _ in range(2):
+        trainer.update()
         before = resident_memory() or 0
         Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
         started = time.perf_counter()

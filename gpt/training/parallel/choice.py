@@ -20,6 +20,7 @@ from gpt.training.saving import WholeSaving
 if TYPE_CHECKING:
     from gpt.training.trainer import Trainer
 
+CPU = torch.device("cpu")
 COPY_SHARE = 0.7  # of the memory, at most, for what a copy holds from step to step; activations take the rest
 
 
@@ -62,12 +63,14 @@ def make_saving(trainer: Trainer) -> WholeSaving | SharedSaving:
             why = "lora.rank: adapters are small" if config.lora.rank else "a process has the whole model, not a shard"
             raise UserError(f"train.save=sharded: {why}; leave train.save at auto, or train all with parallel=fsdp")
         return WholeSaving(trainer)
-    fits = ranks.from_main(lambda: whole_fits(trainer.model, available_memory(torch.device("cpu"))))
+    here = ranks.local_world / ranks.world if trainer.hardware.device.type == "cpu" else 0
+    fits = ranks.from_main(lambda: whole_fits(trainer.model.parameter_count(), available_memory(CPU), here))
     if config.train.save == "gathered" or (config.train.save == "auto" and fits):
         return WholeSaving(trainer)
     return SharedSaving(trainer, layout, ranks)
 
 
-def whole_fits(model: Decoder, available: int | None) -> bool:
-    """Whether rank 0 has room for all weights and AdamW's two means beside what it holds."""
-    return available is None or 3 * 4 * model.parameter_count() <= COPY_SHARE * available
+def whole_fits(parameters: int, available: int | None, here: float) -> bool:
+    """Whether rank 0 has room for a copy of all weights and of AdamW's two means, fp32, when its host also has the
+    gradients and means that are still to come: `here` is the share of them that is kept in its memory."""
+    return available is None or 4 * parameters * (3 + 3 * here) <= COPY_SHARE * available

@@ -18,7 +18,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,14 +34,13 @@ from gpt.options import UserError
 from gpt.text.checksums import digest
 from gpt.training.checkpoints import TRAINER, TrainerState, publishing, write_state
 from gpt.training.parallel.layouts import RowLayout
-from gpt.training.parallel.ranks import Elsewhere, Group
+from gpt.training.parallel.ranks import TIMEOUT, Elsewhere, Group
 from gpt.training.process import random_states
 
 if TYPE_CHECKING:
     from gpt.training.trainer import Trainer
 
 FILE_BYTES = 2**30  # of a file, at most, but for a larger tensor: what a process holds besides its rows
-TIMEOUT = timedelta(hours=1)  # for the slowest disk; a process that is gone is noticed at once
 
 
 @dataclass(frozen=True)

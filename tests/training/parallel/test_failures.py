@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,12 +24,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not sys.platform.startswith("
 @pytest.fixture
 def options(corpus_files: Path, tmp_path: Path) -> Callable[..., list[str]]:
     def make(name: str, *others: str) -> list[str]:
-        return [
+        usual = [
             "model.n_layer=2", "model.n_head=2", "model.n_embd=32", "model.context_length=32", "model.dropout=0.1",
             "tokenizer=byte", "data=text", f"data.files=[{corpus_files}]", f"data.prepared_dir={tmp_path}/prepared",
             f"run_dir={tmp_path}/{name}", f"train.max_steps={STEPS}", "train.global_batch_size=8", "train.batch_size=2",
-            "train.eval_every=20", "train.checkpoint_every=5", "train.log_every=1", "train.device=cpu", *others,
+            "train.eval_every=20", "train.checkpoint_every=5", "train.log_every=1", "train.device=cpu",
         ]  # fmt: skip
+        given = {option.partition("=")[0] for option in others}
+        return [*(option for option in usual if option.partition("=")[0] not in given), *others]
 
     return make
 
@@ -75,15 +78,17 @@ def process_of_rank(rank: int, run_dir: Path) -> int:
 
 def last_weights(run_dir: Path) -> list[bytes]:
     folder = run_dir / f"checkpoints/step-{STEPS:08d}"
-    return [(folder / name).read_bytes() for name in ("model.safetensors", "trainer/optimizer.safetensors")]
+    files = [*sorted(folder.glob("*.safetensors")), *sorted(folder.glob("trainer/optimizer*.safetensors"))]
+    assert len(files) >= 2
+    return [file.read_bytes() for file in files]
 
 
 @pytest.fixture
-def straight(options: Callable[..., list[str]], tmp_path: Path) -> Callable[[str], list[bytes]]:
+def straight(options: Callable[..., list[str]], tmp_path: Path) -> Callable[..., list[bytes]]:
     """What four processes end with that nobody disturbs."""
 
-    def make(parallel: str) -> list[bytes]:
-        with ending(torchrun(options("straight", f"parallel={parallel}"))) as process:
+    def make(*how: str) -> list[bytes]:
+        with ending(torchrun(options("straight", *how))) as process:
             _, errors = process.communicate(timeout=240)
             assert process.returncode == 0, errors
         return last_weights(tmp_path / "straight")
@@ -91,25 +96,28 @@ def straight(options: Callable[..., list[str]], tmp_path: Path) -> Callable[[str
     return make
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    "how", [["parallel=ddp"], ["parallel=fsdp"], ["parallel=fsdp", "train.save=sharded", "train.checkpoint_every=1"]]
+)
 def test_torchrun_starts_again_what_a_kill_has_ended(
-    parallel: str, options: Callable[..., list[str]], straight: Callable[[str], list[bytes]], tmp_path: Path
+    how: list[str], options: Callable[..., list[str]], straight: Callable[..., list[bytes]], tmp_path: Path
 ) -> None:
+    """The last one mostly in the middle of a checkpoint that all write together."""
     run_dir = tmp_path / "killed"
-    with ending(torchrun(options("killed", f"parallel={parallel}"), "--max-restarts=2")) as process:
+    with ending(torchrun(options("killed", *how), "--max-restarts=2")) as process:
         wait_for_step(run_dir, 17, process)
         killed = process_of_rank(2, run_dir)
         os.kill(killed, signal.SIGKILL)
         _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
     assert f"rank 2 (process {killed} on " in errors
-    assert "continuing at step 15 of 40" in errors or "continuing at step 10 of 40" in errors
+    assert re.search(r"continuing at step 1\d of 40", errors)
     assert "Traceback" not in errors.replace("To enable traceback", "")
-    assert last_weights(run_dir) == straight(parallel)
+    assert last_weights(run_dir) == straight(*how)
 
 
 def test_a_signal_to_one_stops_all_after_the_same_step(
-    options: Callable[..., list[str]], straight: Callable[[str], list[bytes]], tmp_path: Path
+    options: Callable[..., list[str]], straight: Callable[..., list[bytes]], tmp_path: Path
 ) -> None:
     """Started one by one, as SLURM's srun does, so that each has an exit status of its own."""
     run_dir = tmp_path / "stopped"
@@ -136,4 +144,4 @@ def test_a_signal_to_one_stops_all_after_the_same_step(
     for process in processes:
         process.communicate(timeout=240)
         assert process.returncode == 0
-    assert last_weights(run_dir) == straight("ddp")
+    assert last_weights(run_dir) == straight("parallel=ddp")

@@ -21,7 +21,7 @@ from gpt.model.huggingface import load_model
 from gpt.options import UserError
 from gpt.training.checkpoints import read_optimizer
 from gpt.training.metrics import read_lines
-from gpt.training.parallel import shared_saving
+from gpt.training.parallel import choice, shared_saving
 from gpt.training.run import train
 from tests.training.conftest import MakeConfig
 from tests.training.parallel.conftest import Together
@@ -159,3 +159,27 @@ def test_what_is_not_in_shards_cannot_be_saved_so(
         options = options | {"init_from": str(tmp_path / "base")}
     with pytest.raises(UserError, match=rf"train\.save=sharded: .*{why}.*leave train\.save at auto"):
         train(saving(make_config(**options), "sharded"))
+
+
+def with_little_memory(config: RunConfig, world: int, run_dir: Path) -> int:
+    choice.available_memory = lambda device: 10_000  # type: ignore[assignment]
+    return part(config, world, "fsdp", run_dir, None)
+
+
+def test_all_write_together_where_one_has_not_the_memory(
+    make_config: MakeConfig, together: Together, tmp_path: Path
+) -> None:
+    config = make_config(train={"max_steps": 2})
+    assert together(2, with_little_memory, config, 2, tmp_path / "little") == [0, 0]
+    assert together(2, part, config, 2, "fsdp", tmp_path / "enough", None) == [0, 0]
+    little, enough = (tmp_path / f"{run}/checkpoints/step-00000002" for run in ("little", "enough"))
+    assert (little / "model.safetensors.index.json").is_file()
+    assert (enough / "model.safetensors").is_file()
+    assert_equal(little, enough)
+
+
+def test_room_for_all_counts_what_is_still_to_come() -> None:
+    assert choice.whole_fits(10**9, None, 1)
+    assert choice.whole_fits(10**9, 20 * 10**9, 0)  # 12 GB of at most 14
+    assert not choice.whole_fits(10**9, 20 * 10**9, 0.5)
+    assert choice.whole_fits(10**9, 40 * 10**9, 1)
