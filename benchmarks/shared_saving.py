@@ -2,9 +2,9 @@
 
     python -m benchmarks.shared_saving --text input.txt --processes 4
 
-Each repetition starts so many processes over gloo on this machine, which make an update and save, twice, waiting for
-the end (the first save warms up). `more memory` is the peak of a process during the second save, above what it held
-before: in rank 0, and the most of all others (Linux only); `seconds` is what that save takes.
+Each repetition starts so many processes over gloo on this machine, which make an update and save, waiting for the
+end. `more memory` is the peak of a process meanwhile, above what it held before: in rank 0, and the most of all others
+(Linux only).
 """
 
 from __future__ import annotations
@@ -43,14 +43,13 @@ def measure(how: str, text: Path, folder: Path) -> dict[str, Any]:
     ranks = join(hardware.device)
     corpus = ranks.one_by_one(lambda: prepare(config.data, config.tokenizer))
     trainer = Trainer(config, corpus, hardware, Path(config.run_dir), ranks)
-    for _ in range(2):
-        trainer.update()
-        before = resident_memory() or 0
-        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-        started = time.perf_counter()
-        trainer.save()
-        trainer.writer.wait()
-        found = ranks.gather((peak_bytes() - before, time.perf_counter() - started))
+    trainer.update()
+    before = resident_memory() or 0
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    started = time.perf_counter()
+    trainer.save()
+    trainer.writer.wait()
+    found = ranks.gather((peak_bytes() - before, time.perf_counter() - started))
     return {
         "rank0_mb": found[0][0] / 1e6,
         "others_mb": max(peak for peak, _ in found[1:]) / 1e6,

@@ -40,7 +40,7 @@ from gpt.training.process import random_states
 if TYPE_CHECKING:
     from gpt.training.trainer import Trainer
 
-FILE_BYTES = 2**30  # of a file, at most, but for a larger tensor: what a process holds besides its rows
+FILE_BYTES = 2**28  # of a file, at most, but for a larger tensor: what a process holds besides its rows
 
 
 @dataclass(frozen=True)
