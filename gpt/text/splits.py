@@ -50,7 +50,7 @@ class CharacterCounts:
 
     def merge(self, found: list[list[int]]) -> None:
         """Add what `found` said elsewhere."""
-        points, counts = found
+        points, counts = np.array(found, dtype=np.int64)  # also of a part without text
         self.counts[points] += counts
 
     @property

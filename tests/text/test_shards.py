@@ -152,8 +152,9 @@ def test_a_tokenizer_is_trained_on_training_text_only(tmp_path: Path) -> None:
 )
 def test_corpora_that_cannot_be_split(tmp_path: Path, texts: list[str], message: str) -> None:
     files = [write(tmp_path / f"{i}.txt", text) for i, text in enumerate(texts)]
-    with pytest.raises(UserError, match=message):
-        prepare(config(tmp_path, *files), BYTE)
+    for tokenizer in (BYTE, TokenizerConfig(name="char"), TokenizerConfig()):
+        with pytest.raises(UserError, match=message):
+            prepare(config(tmp_path, *files), tokenizer)
     assert leftovers(tmp_path) == []
 
 
