@@ -48,7 +48,7 @@ def prepare(corpus: list[str], prepared: Path) -> dict[str, Any]:
     whole = watched(command)
     n_parts = len(list(prepared.glob("*/train-*.bin")))
     shutil.rmtree(prepared)
-    done = lambda: list(prepared.glob(".*.tmp/work/done-*.json"))  # noqa: E731
+    done = lambda: list(prepared.glob(".*.tmp/parts/done-*.json"))  # noqa: E731
     before = watched(command, lambda: 2 * len(done()) >= n_parts)["seconds"]
     kept = {f"train-{marker.name[5:10]}.bin" for marker in done()}
     written = {path.name: path.stat().st_mtime_ns for path in prepared.glob(".*.tmp/train-*.bin") if path.name in kept}

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt.text.checksums import write_sums
-from gpt.text.files import sync, sync_list
-from gpt.text.preparing import WORK, Preparation, Tokenized
+from gpt.text.durable import flush, flush_folder
+from gpt.text.preparing import NOTES, Preparation, Tokenized
 from gpt.text.splits import SPLITS
 from gpt.text.streams import join_pairs, stream_digest, total_counts
 
@@ -25,7 +25,7 @@ def assemble(made: Tokenized, preparation: Preparation, place: Path) -> None:
     shards = {side: _shards(made, preparation, side) for side in SPLITS}
     tokens = {file.name for files in shards.values() for file in files}
     for path in folder.iterdir():  # what a process left that was killed at some other time
-        if path.name not in tokens and path.name != WORK:
+        if path.name not in tokens and path.name != NOTES:
             path.unlink(missing_ok=True)
     made.tokenizer.save(folder)
     indexes = {side: _join_pairs(made, preparation, side) for side in SPLITS} if job.source.pairs else {}
@@ -40,10 +40,10 @@ def assemble(made: Tokenized, preparation: Preparation, place: Path) -> None:
         "fingerprint": hashlib.blake2b(b"".join(digests), digest_size=16).hexdigest(),
     }
     (folder / "meta.json").write_text(json.dumps(meta, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    write_sums(folder, SUMS, without=[path.relative_to(folder).as_posix() for path in preparation.work.rglob("*")])
-    sync(folder)
+    write_sums(folder, SUMS, without=[path.relative_to(folder).as_posix() for path in preparation.notes.rglob("*")])
+    flush(folder)
     folder.rename(place)
-    sync_list(place.parent)
+    flush_folder(place.parent)
     remove_leftovers(place)
 
 
@@ -74,5 +74,5 @@ def _describe(made: Tokenized, side: str, shards: dict[Path, int], index: Path |
 
 def remove_leftovers(place: Path) -> None:
     """What a corpus no longer needs once it is in its place, where somebody was killed before removing it."""
-    for folder in (place / WORK, *place.parent.glob(f".{place.name}.*.tmp")):
+    for folder in (place / NOTES, *place.parent.glob(f".{place.name}.*.tmp")):
         shutil.rmtree(folder, ignore_errors=True)

@@ -6,15 +6,12 @@ and says so. Who fails leaves a note, by which the others end too.
 
 from __future__ import annotations
 
-import json
-import os
 import time
-import uuid
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from gpt.options import UserError
 
@@ -35,9 +32,6 @@ class Shard:
 
     def own(self, n_parts: int) -> range:
         return range(self.index, n_parts, self.count)
-
-    def __str__(self) -> str:
-        return f"{self.index} of {self.count}"
 
 
 class OthersFinished(Exception):
@@ -101,24 +95,3 @@ class Cooperation:
         names = ", ".join(map(str, shards[:10])) + (" …" if len(shards) > 10 else "")
         self.report_sometimes(lambda: f"Waiting for {what}, by shard {names} of {self.shard.count} …")
         time.sleep(POLL_SECONDS)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """It is there whole, or not at all, even after a loss of power."""
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def read_json(path: Path) -> Any:
-    """What `write_json` wrote; None where it did not, or the disk has lost it."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None

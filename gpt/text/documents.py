@@ -22,6 +22,7 @@ from typing import Any
 from gpt.config import DataConfig
 from gpt.options import UserError
 from gpt.text.downloads import SHAKESPEARE_NAME, fetch_shakespeare, hub_parts, hub_records, local_records
+from gpt.text.durable import Unpublished
 from gpt.text.files import find_files, list_folder
 from gpt.text.records import Place, read_jsonl
 from gpt.text.spans import Cut, Span, at_blank_lines, between_lines, decode, in_parts, in_text
@@ -174,14 +175,14 @@ def _count(files: tuple[Path, ...]) -> str:
 
 def spooling(pieces: Iterable[Piece], file: Path) -> Iterator[Piece]:
     """The same pieces, which have been copied into `file` when the last of them is taken."""
-    partial_file = file.with_name(file.name + ".partial")
-    with partial_file.open("w", encoding="utf-8") as out:
+    copy = Unpublished(file)
+    try:
         for piece in pieces:
-            out.write(json.dumps([piece.text, piece.ends]) + "\n")
+            copy.file.write(json.dumps([piece.text, piece.ends]).encode("utf-8") + b"\n")
             yield piece
-        out.flush()
-        os.fsync(out.fileno())
-    partial_file.replace(file)
+        copy.publish()
+    finally:
+        copy.discard()
 
 
 def read_spool(file: Path) -> Iterator[Piece]:

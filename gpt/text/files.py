@@ -117,25 +117,6 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def sync(folder: Path) -> None:
-    """Make a folder's list of files, and the small ones, survive a loss of power; tokens see to that themselves."""
-    for file in folder.iterdir():
-        if file.is_file() and file.suffix != ".bin":
-            with file.open("rb" if os.name == "posix" else "rb+") as opened:
-                os.fsync(opened.fileno())
-    sync_list(folder)
-
-
-def sync_list(folder: Path) -> None:
-    """Make what is in a folder survive a loss of power, not in the files themselves."""
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 def check_writable_folder(folder: Path, name: str = "") -> None:
     """Raise OSError where nothing can be made in an existing folder, or nothing whose name holds `name`."""
     os.rmdir(tempfile.mkdtemp(prefix=f".{name}.", dir=folder))  # what permissions say is not always so

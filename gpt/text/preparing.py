@@ -3,7 +3,7 @@
 All happens in a folder beside the corpus's place, which the last step renames to it:
 
     .<corpus>.<parts>.tmp/train-00003.bin …   tokens of part 3, whole once the file has this name
-    .<corpus>.<parts>.tmp/work/               scan-00003.json and done-00003.json: what each part holds; the tokenizer;
+    .<corpus>.<parts>.tmp/parts/              scan-00003.json and done-00003.json: what each part holds; the tokenizer;
                                               spool-00003.jsonl, a copy of a part that came over the network
 
 Each process scans its parts. From all scans follow the split and the tokenizer, which the first process trains where it
@@ -26,9 +26,9 @@ import numpy as np
 
 from gpt.config import DataConfig, TokenizerConfig
 from gpt.options import UserError
-from gpt.text.cooperation import Cooperation, Report, Shard, read_json, write_json
+from gpt.text.cooperation import Cooperation, Report, Shard
 from gpt.text.documents import Part, Piece, Source, read_spool, spooling
-from gpt.text.files import sync
+from gpt.text.durable import flush, read_note, write_note
 from gpt.text.parallel_encoding import Encoders
 from gpt.text.spans import reading
 from gpt.text.splits import EVERY_HASH, SPLITS, CharacterCounts, Scan, Share, Split, divide, scan, training_texts
@@ -36,7 +36,7 @@ from gpt.text.streams import PAIR, Counts, StreamWriter
 from gpt.text.tokenizers import Tokenizer
 from gpt.text.vocabularies import build_tokenizer, default_vocab_size, training_bytes
 
-WORK = "work"
+NOTES = "parts"
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class Preparation:
         names = json.dumps([part.name for part, _ in self.parts])
         digest = hashlib.blake2b(names.encode("utf-8"), digest_size=4).hexdigest()
         self.folder = place.with_name(f".{place.name}.{digest}.tmp")  # so that what was cut otherwise lies elsewhere
-        self.work = self.folder / WORK
-        self.others = Cooperation(self.work, place, shard, report)
+        self.notes = self.folder / NOTES
+        self.others = Cooperation(self.notes, place, shard, report)
         self.own = shard.own(len(self.parts))
         self.stats = {file: stat_of(file) for part, _ in self.parts for file in part.files}
 
@@ -99,11 +99,11 @@ class Preparation:
         part, source = self.parts[number]
         read = (lambda: spooling(part.read(), self.spool(number))) if source.remote else part.read
         pieces = Part(part.name, read, part.continues).pieces()
-        write_json(self.scan_file(number), asdict(scan(pieces, source.by_prompt, self.counts_characters)))
+        write_note(self.scan_file(number), asdict(scan(pieces, source.by_prompt, self.counts_characters)))
         self.others.report_sometimes(lambda: f"Read {number + 1:,} of {len(self.parts):,} parts …")
 
     def scanned(self, number: int) -> Scan | None:
-        content = read_json(self.scan_file(number))
+        content = read_note(self.scan_file(number))
         return None if content is None else Scan(**content)
 
     def taken(self, characters: CharacterCounts, number: int) -> Scan | None:
@@ -115,10 +115,10 @@ class Preparation:
         return found
 
     def scan_file(self, number: int) -> Path:
-        return self.work / f"scan-{number:05d}.json"
+        return self.notes / f"scan-{number:05d}.json"
 
     def spool(self, number: int) -> Path:
-        return self.work / f"spool-{number:05d}.jsonl"
+        return self.notes / f"spool-{number:05d}.jsonl"
 
     @property
     def counts_characters(self) -> bool:
@@ -155,7 +155,7 @@ class Preparation:
         config = self.job.tokenizer
         if config.name == "char":
             return build_tokenizer(config, characters=characters.characters())
-        file = self.work / "tokenizer"
+        file = self.notes / "tokenizer"
         if not file.is_dir() and self.shard.index == 0:
             n_bytes = sum(found.n_bytes for found, share in zip(scans, shares, strict=True) if not share.held_out)
             tokenizer = self.train(split, shares, n_bytes, len(characters.characters(at_least=10)))
@@ -163,7 +163,7 @@ class Preparation:
             shutil.rmtree(half, ignore_errors=True)
             half.mkdir()
             tokenizer.save(half)
-            sync(half)
+            flush(half)
             half.rename(file)
             return tokenizer
         self.others.collect(lambda _: file.is_dir() or None, [0], "the tokenizer")
@@ -207,7 +207,7 @@ class Preparation:
 
         try:
             for side in SPLITS:
-                writers[side] = StreamWriter(*self.files(number, side), tokenizer.dtype, self.work)
+                writers[side] = StreamWriter(*self.files(number, side), tokenizer.dtype, self.notes)
             if number == 0:  # a stream starts with an end of text
                 for writer in writers.values():
                     writer.write(np.array([tokenizer.end_of_text]), np.zeros(0, dtype=PAIR))
@@ -225,7 +225,7 @@ class Preparation:
             for writer in writers.values():
                 writer.discard()
         counts = {side: with_text(writers[side].counts, routed[side]) for side in SPLITS}
-        write_json(self.done_file(number), {side: asdict(own) for side, own in counts.items()})
+        write_note(self.done_file(number), {side: asdict(own) for side, own in counts.items()})
         self.spool(number).unlink(missing_ok=True)
         return sum(own.tokens for own in counts.values()) - (len(SPLITS) if number == 0 else 0)
 
@@ -236,15 +236,15 @@ class Preparation:
 
     def files(self, number: int, side: str) -> tuple[Path, Path | None]:
         """Of a part's tokens on one side, and of its pairs."""
-        index = self.work / f"{side}-pairs-{number:05d}.bin" if self.job.source.pairs else None
+        index = self.notes / f"{side}-pairs-{number:05d}.bin" if self.job.source.pairs else None
         return self.folder / f"{side}-{number:05d}.bin", index
 
     def done_file(self, number: int) -> Path:
-        return self.work / f"done-{number:05d}.json"
+        return self.notes / f"done-{number:05d}.json"
 
     def tokenized(self, number: int, tokenizer: Tokenizer) -> dict[str, Counts] | None:
         """What a part's files hold, where they are whole."""
-        content = read_json(self.done_file(number))
+        content = read_note(self.done_file(number))
         if content is None:
             return None
         counts = {side: Counts(**content[side]) for side in SPLITS}
@@ -259,7 +259,7 @@ class Preparation:
     @property
     def worth_keeping(self) -> bool:
         """Whether a process that has stopped leaves something by which the next one gets on."""
-        return len(self.parts) > 1 or any(self.work.glob("spool-*.jsonl"))
+        return len(self.parts) > 1 or any(self.notes.glob("spool-*.jsonl"))
 
 
 def with_text(counts: Counts, text: Scan) -> Counts:

@@ -13,17 +13,17 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from gpt.options import UserError
+from gpt.text.durable import Unpublished
 from gpt.text.tokenizers import Tokenizer
 
 COPIED_PAIRS = 2**14  # at once
@@ -200,8 +200,8 @@ class StreamWriter:
         """`scratch`: where the files are until then; by default, where they will be."""
         self.counts = Counts()
         self._dtype = dtype
-        self._tokens = _Unpublished(tokens, scratch)
-        self._pairs = _Unpublished(pairs, scratch) if pairs else None
+        self._tokens = Unpublished(tokens, scratch)
+        self._pairs = Unpublished(pairs, scratch) if pairs else None
 
     def write(self, ids: np.ndarray, pairs: np.ndarray) -> None:
         """Append ids [n_tokens], and the pairs [n_pairs] of `PAIR` in them, whose starts count from `ids[0]`."""
@@ -223,26 +223,6 @@ class StreamWriter:
         """Leave nothing of what is not published."""
         for file in filter(None, (self._tokens, self._pairs)):
             file.discard()
-
-
-class _Unpublished:
-    """A file under a name of this process alone, until it is whole."""
-
-    def __init__(self, path: Path, scratch: Path | None):
-        self.path = path
-        self.partial = (scratch or path.parent) / f"{path.name}.{uuid.uuid4().hex[:8]}.partial"
-        self.file: BinaryIO = self.partial.open("wb")
-
-    def publish(self) -> None:
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-        self.partial.replace(self.path)
-
-    def discard(self) -> None:
-        with suppress(OSError):  # what was still to be written may find no room
-            self.file.close()
-        self.partial.unlink(missing_ok=True)
 
 
 def join_pairs(parts: Iterable[tuple[Path, int]], joined: Path) -> None:

@@ -33,6 +33,7 @@ from gpt.config import RunConfig
 from gpt.model.checksums import SUMS, damage, has_sums, write_sums
 from gpt.model.tensor_files import write_safetensors
 from gpt.options import UserError, defaults
+from gpt.text.durable import flush, flush_folder
 from gpt.text.files import naming
 
 TRAINER, STATE, OPTIMIZER, RANDOM = "trainer", "state.json", "optimizer.safetensors", "random.safetensors"
@@ -177,26 +178,6 @@ def publishing(folder: Path, partial: Path) -> Iterator[None]:
         raise
     for changed in (folder.parent, *(parent.parent for parent in new_parents)):
         flush_folder(changed)
-
-
-def flush(folder: Path) -> None:
-    """Wait until every file below a folder is on the disk."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            with open(path, "rb" if os.name == "posix" else "rb+") as file:  # a kept base may be read-only
-                os.fsync(file.fileno())
-        else:
-            flush_folder(path)
-    flush_folder(folder)
-
-
-def flush_folder(folder: Path) -> None:
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def write_trainer(folder: Path, state: TrainerState, optimizer: dict[str, Tensor], random: dict[str, Tensor]) -> None:

@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from gpt.text.durable import flush_folder
 from gpt.text.files import naming
-from gpt.training.checkpoints import flush_folder
 
 LONGEST_LINE = 2**16  # bytes, of most files of lines: the last of a longer one is found by reading all
 

@@ -17,10 +17,11 @@ from gpt.model.hardware import Hardware, choose_hardware
 from gpt.model.huggingface import CONFIG_FILE
 from gpt.options import UserError, complain, ran_out_of_memory, say, to_yaml
 from gpt.text.batches import TrainingData, counted_tokens, training_data
+from gpt.text.durable import flush_folder
 from gpt.text.files import check_writable_folder, write_whole
 from gpt.text.shards import Corpus, prepare
 from gpt.training.batch_size import Trainers
-from gpt.training.checkpoints import CheckpointFolder, flush_folder
+from gpt.training.checkpoints import CheckpointFolder
 from gpt.training.finite import Diverged
 from gpt.training.initial import check_initial
 from gpt.training.interrupts import Interrupts

@@ -229,7 +229,7 @@ def test_what_is_finished_is_not_made_again(tmp_path: Path, how: signal.Signals)
     assert 2 <= len(before) < len(list(usual.glob("train-0*.bin")))
     process = started(*arguments(tmp_path, "stopped", file))
     wait_for(lambda: len(list(parts.rglob("done-*.json"))) > len(done), process)
-    assert {path.name: path.stat().st_mtime_ns for path in parts.rglob("work/tokenizer/tokenizer.json")} == trained
+    assert {path.name: path.stat().st_mtime_ns for path in parts.rglob("parts/tokenizer/tokenizer.json")} == trained
     folder = finished(process)
     assert {name: (folder / name).stat().st_mtime_ns for name in before} == before
     assert files_of(folder) == files_of(usual)

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from gpt.config import RunConfig
 from gpt.options import UserError, to_dict
+from gpt.text import durable
 from gpt.training import checkpoints
 from gpt.training.checkpoints import CheckpointFolder, TrainerState, publish, read_state, write_trainer
 
@@ -33,7 +34,8 @@ def test_all_is_flushed_before_the_name_and_the_name_after(tmp_path: Path, monke
     def record(folder: Path) -> None:
         flushed.append((folder.name, (tmp_path / "out").exists()))
 
-    monkeypatch.setattr(checkpoints, "flush_folder", record)
+    for module in (checkpoints, durable):
+        monkeypatch.setattr(module, "flush_folder", record)
     partial = tmp_path / "partial"
     partial.mkdir()
     (partial / "left by a killed process").touch()

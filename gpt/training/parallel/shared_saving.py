@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from gpt.model.huggingface import WEIGHTS_METADATA, files_of, planned_files, sto
 from gpt.model.tensor_files import write_safetensors
 from gpt.options import UserError
 from gpt.text.checksums import digest
+from gpt.text.durable import flush_file
 from gpt.training.checkpoints import TRAINER, TrainerState, publishing, write_state
 from gpt.training.parallel.layouts import RowLayout
 from gpt.training.parallel.ranks import TIMEOUT, Elsewhere, Group
@@ -211,8 +211,3 @@ class SharedSaving:
 
 def copied(own: Tensor, shape: torch.Size) -> Rows:
     return Rows(own.detach().to("cpu", copy=True), shape)
-
-
-def flush_file(path: Path) -> None:
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
