@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt.text.checksums import write_sums
-from gpt.text.durable import flush, flush_folder
+from gpt.text.durable import flush_file, flush_folder
 from gpt.text.preparing import NOTES, Preparation, Tokenized
 from gpt.text.splits import SPLITS
 from gpt.text.streams import join_pairs, stream_digest, total_counts
@@ -40,8 +40,11 @@ def assemble(made: Tokenized, preparation: Preparation, place: Path) -> None:
         "fingerprint": hashlib.blake2b(b"".join(digests), digest_size=16).hexdigest(),
     }
     (folder / "meta.json").write_text(json.dumps(meta, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    write_sums(folder, SUMS, without=[path.relative_to(folder).as_posix() for path in preparation.notes.rglob("*")])
-    flush(folder)
+    write_sums(folder, SUMS, without=[NOTES])
+    for path in folder.iterdir():
+        if path.is_file():  # in the notes another number of shards may still come and go
+            flush_file(path)
+    flush_folder(folder)
     folder.rename(place)
     flush_folder(place.parent)
     remove_leftovers(place)

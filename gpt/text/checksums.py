@@ -9,15 +9,16 @@ from __future__ import annotations
 import errno
 import hashlib
 from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 
 def write_sums(folder: Path, name: str, without: Collection[str] = (), known: Mapping[str, str] | None = None) -> None:
-    """Note the checksum of every file below a folder, but for those `without`, in its file `name`. Of some it is
-    `known` already."""
+    """Note the checksum of every file below a folder in its file `name`, but for files and folders `without`. Of some it
+    is `known` already."""
     known = known or {}
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    summed = sorted(files.keys() - {name, *without})
+    left_out = {name, *without}
+    summed = sorted(file for file in files if left_out.isdisjoint([file, *map(str, PurePosixPath(file).parents)]))
     lines = (f"{known.get(file) or digest(files[file])}  {file}\n" for file in summed)
     (folder / name).write_text("".join(lines), encoding="utf-8")
 

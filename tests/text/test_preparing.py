@@ -18,7 +18,7 @@ from odd_texts import random_text
 
 from gpt.config import DataConfig, TokenizerConfig
 from gpt.options import UserError
-from gpt.text import cooperation, documents, downloads, preparing, spans
+from gpt.text import assembling, cooperation, documents, downloads, preparing, spans
 from gpt.text.cooperation import Shard
 from gpt.text.shards import Corpus, prepare
 from gpt.text.spans import Unreadable
@@ -323,6 +323,21 @@ def test_processes_share_the_work(tmp_path: Path) -> None:
     assert len(set(folders)) == 1
     assert files_of(folders[0]) == files_of(usual)
     assert finished(started(*given, "shard=2/3")) == folders[0]  # one who comes late finds it there
+
+
+def test_who_comes_too_late_leaves_nothing_in_the_checksums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process of another number of shards goes on writing while the corpus is put together."""
+    options, digest = corpora(tmp_path)["records"], assembling.stream_digest
+
+    def late(*given: Any) -> bytes:
+        (notes,) = (tmp_path / "made").glob(".*.tmp/parts")
+        (notes / "train-00007.bin.0123abcd.partial").write_bytes(b"half")
+        return digest(*given)
+
+    monkeypatch.setattr(assembling, "stream_digest", late)
+    folder = prepare(data(tmp_path, "made", options), BYTE).folder
+    assert "partial" not in (folder / "SHA256SUMS").read_text()
+    prepare(data(tmp_path, "made", options), BYTE)  # opens it, and finds no damage
 
 
 def test_a_failure_ends_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
