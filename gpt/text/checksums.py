@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 
 
 def write_sums(folder: Path, name: str, without: Collection[str] = (), known: Mapping[str, str] | None = None) -> None:
-    """Note the checksum of every file below a folder in its file `name`, but for files and folders `without`. Of some it
-    is `known` already."""
+    """Note the checksum of every file below a folder in its file `name`, but for files and folders `without`. Of some
+    it is `known` already."""
     known = known or {}
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     left_out = {name, *without}

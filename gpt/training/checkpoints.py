@@ -138,6 +138,11 @@ class CheckpointFolder:
         os.replace(new, link)
         flush_folder(self.path)
 
+    def settle(self, state: TrainerState, keep: int) -> None:
+        """Once the checkpoint of this state is published: `best`, and what is no longer kept."""
+        self.point_best(state.step if state.best_step is None else state.best_step)
+        self.prune(keep, state.best_step)
+
     def prune(self, keep: int, best_step: int | None) -> None:
         """Delete all but the newest `keep` and the best, and what killed runs left half-written."""
         for step in self.steps()[:-keep]:

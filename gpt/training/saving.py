@@ -80,10 +80,9 @@ class WholeSaving:
 
     def publish(self, snapshot: Snapshot) -> None:
         """Write a checkpoint and let older ones go."""
-        checkpoints, step, best = self.trainer.checkpoints, snapshot.state.step, snapshot.state.best_step
-        checkpoints.publish(step, lambda folder: self.write(snapshot, folder))
-        checkpoints.point_best(step if best is None else best)
-        checkpoints.prune(self.trainer.config.train.keep_checkpoints, best)
+        checkpoints = self.trainer.checkpoints
+        checkpoints.publish(snapshot.state.step, lambda folder: self.write(snapshot, folder))
+        checkpoints.settle(snapshot.state, self.trainer.config.train.keep_checkpoints)
 
     def write(self, snapshot: Snapshot, folder: Path) -> None:
         tokenizer = self.trainer.corpus.tokenizer

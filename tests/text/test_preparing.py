@@ -327,14 +327,14 @@ def test_processes_share_the_work(tmp_path: Path) -> None:
 
 def test_who_comes_too_late_leaves_nothing_in_the_checksums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process of another number of shards goes on writing while the corpus is put together."""
-    options, digest = corpora(tmp_path)["records"], assembling.stream_digest
+    options, write_sums = corpora(tmp_path)["records"], assembling.write_sums
 
-    def late(*given: Any) -> bytes:
+    def late(*given: Any, **options: Any) -> None:
         (notes,) = (tmp_path / "made").glob(".*.tmp/parts")
         (notes / "train-00007.bin.0123abcd.partial").write_bytes(b"half")
-        return digest(*given)
+        write_sums(*given, **options)
 
-    monkeypatch.setattr(assembling, "stream_digest", late)
+    monkeypatch.setattr(assembling, "write_sums", late)
     folder = prepare(data(tmp_path, "made", options), BYTE).folder
     assert "partial" not in (folder / "SHA256SUMS").read_text()
     prepare(data(tmp_path, "made", options), BYTE)  # opens it, and finds no damage

@@ -76,10 +76,8 @@ class RowLayout(Layout):
 
     def whole(self, own: Tensor, part: Tensor) -> Tensor:
         shape = self.shapes[own]
-        each = -(-shape[0] // self.world)  # rows that the first process holds, and no other more
-        padded = part.new_zeros(each, *shape[1:])
-        padded[: len(part)] = part
-        gathered = part.new_empty(self.world * each, *shape[1:])
+        padded = padded_rows(part, shape[0], self.world)
+        gathered = part.new_empty(self.world * len(padded), *shape[1:])
         dist.all_gather_single(gathered, padded)
         return gathered[: shape[0]]  # only the last rows are padding
 
@@ -93,6 +91,13 @@ class RowLayout(Layout):
         for parameter, own in self.owns.items():
             if parameter.grad is not None:
                 own.grad, parameter.grad = local(parameter.grad), None
+
+
+def padded_rows(own: Tensor, rows: int, world: int) -> Tensor:
+    """A process's part of `rows` rows, with zeros up to the number that the first process holds, and no other more."""
+    padded = own.new_zeros(-(-rows // world), *own.shape[1:])
+    padded[: len(own)] = own
+    return padded
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from gpt.options import UserError
 from gpt.text.checksums import digest
 from gpt.text.durable import flush_file
 from gpt.training.checkpoints import TRAINER, TrainerState, publishing, write_state
-from gpt.training.parallel.layouts import RowLayout
+from gpt.training.parallel.layouts import RowLayout, padded_rows
 from gpt.training.parallel.ranks import TIMEOUT, Elsewhere, Group
 from gpt.training.process import random_states
 
@@ -114,9 +114,7 @@ class SharedSaving:
                 if self.ranks.main:
                     self.describe(parts, folder, sums)
                     published.close()
-                    best = parts.state.best_step
-                    checkpoints.point_best(step if best is None else best)
-                    checkpoints.prune(self.trainer.config.train.keep_checkpoints, best)
+                    checkpoints.settle(parts.state, self.trainer.config.train.keep_checkpoints)
 
     def write(self, parts: Parts, folder: Path) -> dict[str, str]:
         """Write all that is large, and find its checksums, in rank 0 those of all."""
@@ -170,11 +168,9 @@ class SharedSaving:
         own = rows.own.detach().cpu()
         if not rows.shape:
             return own.clone() if mine else None
-        each = -(-rows.shape[0] // self.ranks.world)  # rows that the first process holds, and no other more
-        padded = own.new_zeros(each, *rows.shape[1:])
-        padded[: len(own)] = own
-        whole = own.new_empty(self.ranks.world * each, *rows.shape[1:]) if mine else None
-        places = None if whole is None else [place.view(torch.uint8) for place in whole.split(each)]
+        padded = padded_rows(own, rows.shape[0], self.ranks.world)
+        whole = own.new_empty(self.ranks.world * len(padded), *rows.shape[1:]) if mine else None
+        places = None if whole is None else [place.view(torch.uint8) for place in whole.split(len(padded))]
         dist.gather(padded.view(torch.uint8), places, group=self.group, group_dst=owner)
         return None if whole is None else whole[: rows.shape[0]].contiguous()  # only the last rows are padding
 
