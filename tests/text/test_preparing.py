@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -164,21 +165,23 @@ def test_mistakes_in_later_parts_are_placed_in_the_file(
 # --- stopped and gone on with ------------------------------------------------------------------------------------
 
 
-def started(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+def started(*arguments: str) -> subprocess.Popen[str]:
     """`data/prepare.py`, in parts of 40 kB and slowly."""
     script = (
         "import runpy, sys, time\n"
         "from gpt.text import spans, preparing\n"
         "spans.PART_BYTES = 40_000\n"
         "tokenize = preparing.Preparation.tokenize\n"
-        "preparing.Preparation.tokenize = lambda *a: (time.sleep(0.4), tokenize(*a))[-1]\n"
+        "preparing.Preparation.tokenize = lambda *a: (time.sleep(0.1), tokenize(*a))[-1]\n"
         f"sys.argv[0] = {str(ROOT / 'data' / 'prepare.py')!r}\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", script, *arguments]
+    # Where the tests run in the background of a shell, Ctrl-C is ignored, and that is inherited.
+    hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hear
     )
 
 
