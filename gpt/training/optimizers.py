@@ -139,7 +139,7 @@ class Optimizers:
             if value.dim() and value.shape != shape:
                 raise ValueError(f"{path} has shape {list(value.shape)}, not {list(shape)}")
             part = self.layout.part(param, value) if value.dim() else value
-            owner[param].state[param][key] = part.to(param.device, copy=part is not value)
+            owner[param].state[param][key] = part.to(param.device, copy=True)  # else its whole file stays mapped
 
 
 def clip_divisor(norm: Tensor, limit: float) -> Tensor | None:

@@ -45,7 +45,8 @@ class Machine:
         self.folder = folder
         words = random.Random(0).choices(["leaf", "branch", "root", "tree", "sun", "rain"], k=10_000)
         (folder / "book.txt").write_text(" ".join(words))
-        self.base = int(self.run(None, "-c", BEFORE_TRAINING).stdout) * 1024
+        # Twice: a process that is the first to import all this compiles it, and takes more.
+        self.base = min(int(self.run(None, "-c", BEFORE_TRAINING).stdout) * 1024 for _ in range(2))
 
     def run(self, room: int | None, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run Python with so many bytes besides what any training process takes; None: without a limit."""

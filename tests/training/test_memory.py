@@ -20,6 +20,7 @@ from gpt.text.shards import prepare
 from gpt.training import memory
 from gpt.training.memory import predict_memory
 from gpt.training.rehearsal import LiveBytes, rehearse
+from gpt.training.run import train
 from gpt.training.trainer import Trainer
 
 from .conftest import MakeConfig
@@ -162,6 +163,15 @@ def test_resuming_holds_nothing_twice(corpus_files: Path, tmp_path: Path) -> Non
     largest = 4 * 2 * 2752 * 1024  # gate and up of one block
     libraries = 150e6  # the optimizers import some
     assert int(run.stdout) < state + 2 * largest + libraries
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a list of what is mapped")
+def test_what_is_restored_maps_no_files(make_config: MakeConfig, tmp_path: Path) -> None:
+    """A file once for every tensor of it is more address space than a limited process has."""
+    assert train(make_config()) == 0
+    trainer = make_trainer(make_config)
+    assert trainer.restore()
+    assert str(tmp_path / "run") not in Path("/proc/self/maps").read_text()
 
 
 def saved_bytes_and_gradients(model: Decoder, seed: int) -> tuple[int, list[Tensor]]:

@@ -74,4 +74,4 @@ def test_two_hosts_run_one_training_also_after_a_kill(
         said = [process.communicate(timeout=240)[1] for process in processes]
         assert [process.returncode for process in processes] == [0, 0], said
     assert any("rank 3 (process " in words and "no longer answers" in words for words in said), said
-    assert last_weights(run_dir) == straight("ddp")
+    assert last_weights(run_dir) == straight("parallel=ddp")
