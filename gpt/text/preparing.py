@@ -188,6 +188,8 @@ class Preparation:
         with Encoders(tokenizer, self.job.data.workers) as encoders:
             for number in due:
                 if self.tokenized(number, tokenizer) is None:  # else a process of another number of shards was quicker
+                    if self.parts[number][1].remote and not self.spool(number).is_file():  # gone with its tokens
+                        self.scan(number)
                     n_tokens += self.tokenize(number, encoders, split, shares[number], scans[number])
                     n_bytes += scans[number].n_bytes
         if n_tokens:

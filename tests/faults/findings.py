@@ -16,3 +16,4 @@ class Finding:
     result: str
     ok: bool
     seen: str = ""  # what the user sees on the console, verbatim
+    timed: bool = False  # a judgement of times, which others who use the machine disturb: a report tells, no test

@@ -106,7 +106,7 @@ def growth(samples: list[Sample], steps: int) -> Iterator[Finding]:
     paces = sorted(paces_of(later[: len(later) * 3 // 10])), sorted(paces_of(later[-len(later) * 3 // 10 :]))
     early, late = (1e3 * pace[len(pace) // 2] for pace in paces)
     shown = f"the processor's time for a step (logged, evaluated, saved) {early:.2f} → {late:.2f} ms"
-    yield Finding(name, shown, late <= SLOWER * early)
+    yield Finding(name, shown, late <= SLOWER * early, timed=True)
 
 
 def paces_of(samples: list[Sample]) -> list[float]:
@@ -133,7 +133,7 @@ def drawing(training: Job, steps: int) -> Finding:
         times.append(min(spent))
     shown = f"{1e3 * times[0]:.0f} → {1e3 * times[1]:.0f} ms; reading them, once a session, {1e3 * read:.0f} ms"
     name = f"drawing the curves of 3,000 lines of metrics → of {steps // LOG_EVERY:,}"
-    return Finding(name, shown, times[1] <= 2 * times[0] and read < 1)
+    return Finding(name, shown, times[1] <= 2 * times[0] and read < 1, timed=True)
 
 
 def resuming(short: Job, long: Job, steps: int) -> Finding:
@@ -144,7 +144,8 @@ def resuming(short: Job, long: Job, steps: int) -> Finding:
             found.append(resumed(training, done + number * LOG_EVERY))
     early, late = map(min, times)
     shown = f"{early:.2f} s at step {RESUMED_AT:,}, {late:.2f} s at step {steps:,}"
-    return Finding("resuming: from the command to the first new line of metrics", shown, late <= early + LATER)
+    name = "resuming: from the command to the first new line of metrics"
+    return Finding(name, shown, late <= early + LATER, timed=True)
 
 
 def resumed(training: Job, done: int) -> float:

@@ -304,6 +304,14 @@ def test_what_was_downloaded_is_not_downloaded_again(tmp_path: Path, monkeypatch
     corpus = prepare(data(tmp_path, "made", options), BYTE)
     assert reads == [0, 1, 2, 2, 3]
     assert corpus.train.n_documents + corpus.val.n_documents == 80
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2, KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(data(tmp_path, "again", options), BYTE)
+    next((tmp_path / "again").rglob("train-00001.bin")).write_bytes(b"")  # and what was downloaded for it is gone
+    reads.clear()
+    assert_same(prepare(data(tmp_path, "again", options), BYTE), corpus)
+    assert reads == [1]
 
 
 # --- by several processes ----------------------------------------------------------------------------------------
