@@ -10,8 +10,9 @@ import json
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ _TEXT_NAME = re.compile(
     re.IGNORECASE,
 )
 MOST_JSON = 2**28  # bytes of a file that is read whole
+SHARED_SECONDS = 90.0  # NFS remembers for up to 60 that a name was not there (acdirmax, nfs(5))
 
 
 def find_files(patterns: Iterable[str], option: str = "data.files") -> list[Path]:
@@ -120,6 +122,19 @@ def naming(path: Path) -> Iterator[None]:
 def check_writable_folder(folder: Path, name: str = "") -> None:
     """Raise OSError where nothing can be made in an existing folder, or nothing whose name holds `name`."""
     os.rmdir(tempfile.mkdtemp(prefix=f".{name}.", dir=folder))  # what permissions say is not always so
+
+
+def appears(folder: Path, within: float = SHARED_SECONDS) -> bool:
+    """Whether a folder that another host has made is there, or comes within so many seconds: where a network's file
+    system has told this host that it is not, the host believes it for a while."""
+    ends = time.monotonic() + within
+    while not folder.is_dir():
+        if time.monotonic() > ends:
+            return False
+        time.sleep(0.1)
+        with suppress(OSError):
+            os.listdir(folder.parent)  # which asks anew
+    return True
 
 
 def read_object(path: Path) -> dict[str, Any]:

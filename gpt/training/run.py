@@ -18,7 +18,7 @@ from gpt.model.huggingface import CONFIG_FILE
 from gpt.options import UserError, complain, ran_out_of_memory, say, to_yaml
 from gpt.text.batches import TrainingData, counted_tokens, training_data
 from gpt.text.durable import flush_folder
-from gpt.text.files import check_writable_folder, write_whole
+from gpt.text.files import appears, check_writable_folder, write_whole
 from gpt.text.shards import Corpus, prepare
 from gpt.training.batch_size import Trainers
 from gpt.training.checkpoints import CheckpointFolder
@@ -69,8 +69,8 @@ def train_together(config: RunConfig, hardware: Hardware, ranks: Ranks, stop_at:
         config = checked(config, corpus)
     created = ranks.from_main(lambda: make_run_dir(run_dir))
     with ranks.agreeing():
-        if not run_dir.is_dir():
-            raise UserError(f"run_dir={run_dir} is not there: give a folder that all hosts share")
+        if not appears(run_dir):
+            raise UserError(f"run_dir={run_dir} is on rank 0's host only; give a folder that all hosts share")
     trainers = Trainers(config, corpus, hardware, run_dir, say, ranks)
     try:
         with ExitStack() as held:

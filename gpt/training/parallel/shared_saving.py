@@ -32,6 +32,7 @@ from gpt.model.tensor_files import write_safetensors
 from gpt.options import UserError
 from gpt.text.checksums import digest
 from gpt.text.durable import flush_file
+from gpt.text.files import appears
 from gpt.training.checkpoints import TRAINER, TrainerState, publishing, write_state
 from gpt.training.parallel.layouts import RowLayout, padded_rows
 from gpt.training.parallel.ranks import TIMEOUT, Elsewhere, Group
@@ -107,8 +108,8 @@ class SharedSaving:
                     published.enter_context(publishing(checkpoints.at(step), folder))
                     (folder / TRAINER).mkdir()
             with self.agreeing():
-                if not folder.is_dir():
-                    raise UserError(f"train.save=sharded: {folder} is not there; all hosts must share run_dir")
+                if not appears(folder):
+                    raise UserError(f"train.save=sharded: {folder} is on rank 0's host only; share run_dir among all")
             sums = self.write(parts, folder)
             with self.agreeing():
                 if self.ranks.main:
