@@ -93,5 +93,6 @@ class Cooperation:
                 said = self._note_of(index).read_text(encoding="utf-8")
                 raise UserError(f"shard={index}/{self.shard.count} has failed: {said}")
         names = ", ".join(map(str, shards[:10])) + (" …" if len(shards) > 10 else "")
-        self.report_sometimes(lambda: f"Waiting for {what}, by shard {names} of {self.shard.count} …")
+        hint = " (started with the same options, on the same files?)" if waited > FAILURE_SECONDS else ""
+        self.report_sometimes(lambda: f"Waiting for {what}, by shard {names} of {self.shard.count}{hint} …")
         time.sleep(POLL_SECONDS)
