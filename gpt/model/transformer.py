@@ -256,8 +256,17 @@ class MLP(nn.Module):
 
 def norm_layer(config: ModelConfig, width: int) -> nn.Module:
     if config.dialect == "gpt2":
-        return nn.LayerNorm(width, eps=config.norm_eps)
+        return LayerNorm(width, eps=config.norm_eps)
     return RMSNorm(width, eps=config.norm_eps)
+
+
+class LayerNorm(nn.LayerNorm):
+    """With weights of less than the fp32 of x, too, as FSDP gathers them; torch's on a CPU refuses those."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., C] → [..., C]."""
+        wide = torch.promote_types(x.dtype, self.weight.dtype)
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(wide), self.bias.to(wide), self.eps)
 
 
 class RMSNorm(nn.RMSNorm):

@@ -92,12 +92,15 @@ def test_any_number_of_processes_trains_the_same(
             assert found[place] == pytest.approx(value, abs=limit), (kinds[number], place)
 
 
-@pytest.mark.parametrize("reduce_dtype", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("dialect", "reduce_dtype"),
+    [("gpt2", "fp32"), ("qwen3", "fp32"), pytest.param("qwen3", "bf16", marks=pytest.mark.slow)],
+)
 def test_shards_in_mixed_precision_learn_as_one_process_does(
-    reduce_dtype: str, make_config: MakeConfig, together: Together
+    dialect: str, reduce_dtype: str, make_config: MakeConfig, together: Together
 ) -> None:
     """The weights of blocks travel in bf16 then, those of their norms too, so the two differ in rounding."""
-    (config,) = configs_of(make_config, [("adamw", "qwen3")])
+    (config,) = configs_of(make_config, [("adamw", dialect)])
     config = replace(config, train=replace(config.train, precision="bf16", reduce_dtype=reduce_dtype))
     all_kinds([config], 1, "auto")
     together(2, all_kinds, [config], 2, "fsdp")
