@@ -20,10 +20,11 @@ from torch.utils.checkpoint import checkpoint
 
 from gpt.config import ModelConfig
 from gpt.model.attention import cached_attention, causal_attention
-from gpt.model.fused import activation_dtype, by_hand, dropout, normalise_and_rotate, rms_norm, rotate, swiglu
+from gpt.model.fused import activation_dtype, by_hand, dropout, normalise_and_rotate, rotate, swiglu
 from gpt.model.hardware import check_memory
 from gpt.model.kv_cache import KVCache
 from gpt.model.loss import chunk_rows, head_loss, recomputed_loss, summed_cross_entropy
+from gpt.model.norms import norm_layer
 
 VOCAB_MULTIPLE = 64  # matrix kernels like round sizes; padding rows are never predicted and never saved
 INIT_STD = 0.02
@@ -252,30 +253,6 @@ class MLP(nn.Module):
         x = self.up(x)  # [B, T, F or 2 F]
         x = swiglu(x) if self.gated else F.gelu(x, approximate="tanh")
         return self.dropout(self.down(x))
-
-
-def norm_layer(config: ModelConfig, width: int) -> nn.Module:
-    if config.dialect == "gpt2":
-        return LayerNorm(width, eps=config.norm_eps)
-    return RMSNorm(width, eps=config.norm_eps)
-
-
-class LayerNorm(nn.LayerNorm):
-    """With weights of less than the fp32 of x, too, as FSDP gathers them; torch's on a CPU refuses those."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., C] → [..., C]."""
-        wide = torch.promote_types(x.dtype, self.weight.dtype)
-        return F.layer_norm(x, self.normalized_shape, self.weight.to(wide), self.bias.to(wide), self.eps)
-
-
-class RMSNorm(nn.RMSNorm):
-    """With the gradient of `gpt.model.fused`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., C] → [..., C]."""
-        assert self.eps is not None
-        return rms_norm(x, self.weight, self.eps)
 
 
 class Dropout(nn.Dropout):
