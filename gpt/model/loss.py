@@ -26,7 +26,7 @@ from gpt.model.fused import activation_dtype, widened
 from gpt.text.batches import IGNORE
 
 CHUNK = 1 << 26  # logits that exist at once: 128 MiB in bf16
-PIECE = 1 << 24  # probabilities in fp32 that exist at once: 64 MiB
+PIECE = 1 << 23  # numbers of the head's gradient that are added at once: 16 MiB in bf16
 SMALLEST = torch.finfo(torch.float32).tiny  # of likelihoods: 87 nats
 
 
@@ -63,9 +63,8 @@ def chunk_rows(vocabulary: int) -> int:
 
 
 def logits_bytes(tokens: int, vocabulary: int, dtype: torch.dtype) -> int:
-    """What `head_loss` of so many tokens holds of logits and probabilities at once."""
-    logits = min(tokens, chunk_rows(vocabulary)) * vocabulary
-    return logits * dtype.itemsize + min(logits, PIECE) * widened(dtype).itemsize
+    """What `head_loss` of so many tokens holds of logits at once."""
+    return min(tokens, chunk_rows(vocabulary)) * vocabulary * dtype.itemsize
 
 
 class HeadLoss(torch.autograd.Function):
@@ -85,22 +84,15 @@ class HeadLoss(torch.autograd.Function):
         x_grad = torch.empty_like(x_in)
         weight_grad: Tensor | None = None
         loss = torch.zeros((), dtype=widened(dtype), device=x.device)
-        pieces = max(1, PIECE // len(weight))
         for start in range(0, len(x), rows):
             chunk = slice(start, start + rows)
             logits = x_in[chunk] @ table.T  # [R, P]
             logits[:, vocab_size:] = -torch.inf
-            parts = zip(*(x.split(pieces) for x in (logits, targets[chunk], kept[chunk])), strict=True)
-            for piece, target, mask in parts:
-                probabilities = piece.softmax(dim=-1, dtype=widened(dtype))
-                likelihood = probabilities.gather(1, target)
-                piece.copy_(probabilities.scatter_(1, target, likelihood - 1))  # softmax - onehot
-                loss -= likelihood.clamp_(min=SMALLEST).log_().mul_(mask).sum()
-            gradient = logits  # by now
+            gradient, likelihood = softmax_less_target(logits, targets[chunk])
+            loss -= likelihood.clamp_(min=SMALLEST).log_().mul_(kept[chunk]).sum()
             torch.mm(gradient, table, out=x_grad[chunk])
             if ctx.needs_input_grad[1]:
-                part = gradient.T @ counted[chunk]  # [P, C]
-                weight_grad = part.to(weight.dtype) if weight_grad is None else weight_grad.add_(part)
+                weight_grad = add_product(weight_grad, gradient, counted[chunk], weight.dtype)
         x_grad.mul_(kept)
         ctx.gradients = x_grad.to(x.dtype), weight_grad
         return loss
@@ -111,3 +103,35 @@ class HeadLoss(torch.autograd.Function):
         x_grad, weight_grad = ctx.gradients
         del ctx.gradients
         return x_grad.mul_(grad), None if weight_grad is None else weight_grad.mul_(grad), None, None, None, None
+
+
+def softmax_less_target(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """softmax - onehot of logits [R, P] and targets [R, 1], in the logits' dtype and, but on MPS, their place; and each
+    target's probability [R, 1], in fp32 at least.
+
+    In bf16 a probability near 1 has lost what is missing to 1, which is all that such a token has to teach. The others
+    have not, being small, so the target gets their sum.
+    """
+    own = logits.device.type == "mps"  # the other kernels read what they overwrite first
+    probabilities = torch.softmax(logits, dim=-1, out=torch.empty_like(logits) if own else logits)
+    at_target = torch.arange(len(targets), device=targets.device)[:, None], targets  # scatter_ would go over all
+    likelihood = probabilities[at_target].to(widened(logits.dtype))
+    probabilities[at_target] = 0
+    others = probabilities.sum(-1, keepdim=True, dtype=logits.dtype)  # in fp32, and then rounded
+    probabilities[at_target] = -others
+    return probabilities, torch.where(likelihood > 0.5, 1 - others.to(likelihood.dtype), likelihood)
+
+
+def add_product(total: Tensor | None, gradient: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """total + gradient^T x in `dtype`, in the place of `total` [P, C]. gradient [R, P], x [R, C].
+
+    It comes a piece of the vocabulary at a time, so that there is no second [P, C].
+    """
+    empty = total is None
+    if total is None:
+        total = torch.empty(gradient.shape[1], x.shape[1], dtype=dtype, device=x.device)
+    rows = max(1, PIECE // x.shape[1])
+    for part, columns in zip(total.split(rows), gradient.split(rows, dim=1), strict=True):
+        product = columns.T @ x
+        part.copy_(product) if empty else part.add_(product)
+    return total
