@@ -213,7 +213,8 @@ def write_description(
 
 
 def files_of(sizes: Mapping[str, int], most: int, stem: str = "model") -> dict[str, list[str]]:
-    """The files of a model and the tensors in each, in order: as many as fit in `most` bytes, but at least one.
+    """The files of a model and the tensors in each, in order: as many as fit in `most` bytes, but at least one. Of no
+    tensors there is a file too.
 
     Not `split_torch_state_dict_into_shards` of huggingface_hub, which loads torch's distributed tensors: 0.4 s.
     """
@@ -225,6 +226,6 @@ def files_of(sizes: Mapping[str, int], most: int, stem: str = "model") -> dict[s
             room = most
         groups[-1].append(name)
         room -= size
-    if len(groups) == 1:
-        return {f"{stem}.safetensors": groups[0]}
+    if len(groups) <= 1:
+        return {f"{stem}.safetensors": [*groups, []][0]}
     return {f"{stem}-{number:05d}-of-{len(groups):05d}.safetensors": group for number, group in enumerate(groups, 1)}

@@ -18,6 +18,7 @@ from gpt.options import UserError
 POLL_SECONDS = 0.5
 REPORT_SECONDS = 10.0
 FAILURE_SECONDS = 30.0  # that one waits before it believes another's note: who is started again needs to remove it
+OLD_FAILURE_SECONDS = 600.0  # where that is older than this process: of jobs sent again, some start late
 
 Report = Callable[[str], None]
 T = TypeVar("T")
@@ -46,6 +47,7 @@ class Cooperation:
         self.report = report
         self.reported = time.monotonic()
         self.note = self._note_of(shard.index)
+        self.begun = 0
 
     def _note_of(self, index: int) -> Path:
         return self.folder / f"failed-{index}-of-{self.shard.count}.txt"
@@ -53,6 +55,9 @@ class Cooperation:
     def begin(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.note.unlink(missing_ok=True)
+        begun = self.folder / f"begun-{self.shard.index}-of-{self.shard.count}.txt"
+        begun.write_bytes(b"")
+        self.begun = begun.stat().st_mtime_ns  # by the clock that dates the others' notes
 
     def fail(self, error: BaseException) -> None:
         """Tell the others, if the disk has room for it."""
@@ -88,11 +93,22 @@ class Cooperation:
         shards = sorted({number % self.shard.count for number in missing})
         if self.shard.index in shards:  # it does not wait for others before it has made all of its own
             raise UserError(f"{self.folder}: what was finished there has been removed meanwhile; run again")
-        for index in shards:
-            if waited > FAILURE_SECONDS and self._note_of(index).is_file():
-                said = self._note_of(index).read_text(encoding="utf-8")
-                raise UserError(f"shard={index}/{self.shard.count} has failed: {said}")
+        hint = ""
+        if waited > FAILURE_SECONDS:
+            failure = next(filter(None, (self._failure(index, waited) for index in shards)), "")
+            hint = f" ({failure or 'started with the same options, on the same files?'})"
         names = ", ".join(map(str, shards[:10])) + (" …" if len(shards) > 10 else "")
-        hint = " (started with the same options, on the same files?)" if waited > FAILURE_SECONDS else ""
         self.report_sometimes(lambda: f"Waiting for {what}, by shard {names} of {self.shard.count}{hint} …")
         time.sleep(POLL_SECONDS)
+
+    def _failure(self, index: int, waited: float) -> str:
+        """In words, that a shard had failed before this process began: it may yet be started again. Raises UserError
+        where it has failed since, or was not."""
+        note = self._note_of(index)
+        try:
+            since, said = note.stat().st_mtime_ns > self.begun, note.read_text(encoding="utf-8")
+        except OSError:  # there is none
+            return ""
+        if since or waited > OLD_FAILURE_SECONDS:
+            raise UserError(f"shard={index}/{self.shard.count} has failed: {said}")
+        return f"start shard={index}/{self.shard.count} again, which has failed: {said}"

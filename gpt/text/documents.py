@@ -25,7 +25,7 @@ from gpt.text.downloads import SHAKESPEARE_NAME, fetch_shakespeare, hub_parts, h
 from gpt.text.durable import Unpublished
 from gpt.text.files import find_files, list_folder
 from gpt.text.records import Place, read_jsonl
-from gpt.text.spans import Cut, Span, at_blank_lines, between_lines, decode, in_parts, in_text
+from gpt.text.spans import Cut, Span, at_blank_lines, between_lines, decode, in_parts, in_text, reading
 from gpt.text.templates import Template
 
 PIECE_CHARACTERS = 1 << 20  # a longer document streams in pieces of at most so many characters
@@ -295,7 +295,7 @@ def _read_python(spans: Iterable[Span]) -> Iterator[Piece]:
     """Python files by their declared encoding, a document each. The library's few that do not decode are skipped."""
     for span in spans:
         try:
-            with tokenize.open(span.file) as stream:
+            with reading(span.file), tokenize.open(span.file) as stream:
                 text = stream.read()
         except (SyntaxError, UnicodeDecodeError):
             continue

@@ -99,13 +99,17 @@ def _data_set(path: str, subset: str | None, split: str) -> Any:
 @lru_cache(maxsize=2)
 def _revision(path: str) -> str | None:
     """The newest commit of a data set on the Hub, so that all of it is of one; None of a local folder, and without a
-    network, where `datasets` finds what it has kept, or tells why not."""
+    network, where `datasets` finds what it has kept, or tells why not. Raises where the Hub answers with an error:
+    processes that share the work would take it for different ones."""
     if Path(path).expanduser().is_dir():
         return None
     from huggingface_hub import dataset_info
+    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         return dataset_info(path, timeout=30).sha
+    except HfHubHTTPError:
+        raise
     except Exception:
         return None
 

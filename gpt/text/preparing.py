@@ -282,4 +282,5 @@ def stat_of(file: Path) -> tuple[int, int]:
 
 
 def has_bytes(file: Path, size: int) -> bool:
-    return file.is_file() and file.stat().st_size == size
+    """Whether it is there and whole. One without tokens may be gone: `assemble` removes it."""
+    return file.stat().st_size == size if file.is_file() else size == 0

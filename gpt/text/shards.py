@@ -117,7 +117,8 @@ def prepare(
     source = open_source(data, root / "downloads", report=report)
     val_source = open_source(data, root / "downloads", held_out=True) if data.val_files else None
     job = Job(data, tokenizer, source, val_source, whole)
-    folder = root / f"{data.name}-{tokenizer.name}-{_key(job)}"
+    key = _key(job)
+    folder = root / f"{data.name}-{tokenizer.name}-{key}"
     tokenizer_made = None
     if folder.is_dir():
         remove_leftovers(folder)
@@ -127,6 +128,8 @@ def prepare(
         root.mkdir(parents=True, exist_ok=True)
         with _lock(root / f".{folder.name}.{name}lock", report):
             if not folder.is_dir():  # else somebody has just made it
+                if _key(job) != key:
+                    raise UserError(f"{source.description}: changed while this waited for another process; run again")
                 tokenizer_made = _make(folder, job, shard, report)
     except OSError as error:  # readers turn theirs into UserErrors, so this one is about writing
         kept = "; what is finished is kept there" if any(root.glob(f".{folder.name}.*.tmp")) else ""

@@ -93,7 +93,7 @@ class Trainers:
         bit, or those of the largest micro-batch that fits."""
         device, whole = self.hardware.device, own_share(self.config)
         refuse_unpredictable(device)
-        kept = kept_split(self.run_dir, whole)
+        kept = self.ranks.from_main(lambda: kept_split(self.run_dir, whole))
         self.config = with_split(self.config, kept or whole)
         if kept:
             self.say(f"train.batch_size=auto: {in_words(kept, whole)}, as this run began")

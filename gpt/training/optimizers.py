@@ -110,12 +110,13 @@ class Optimizers:
         return self.layout.norm(param.grad for param in self.names if param.grad is not None)
 
     def full_state(self, keep: bool = True) -> dict[str, Tensor]:
-        """As `state_tensors`, of whole parameters; {} where it is not to be kept. All processes must call it."""
+        """As `state_tensors`, of whole parameters; where but parts of these are here, copies on the CPU. {} where it is
+        not to be kept. All processes must call it."""
         by_name, found = {name: param for param, name in self.names.items()}, {}
         for path, value in self.state_tensors().items():
             whole = self.layout.whole(by_name[path.rpartition("/")[0]], value) if value.dim() else value
             if keep:
-                found[path] = whole
+                found[path] = whole if self.layout.whole_here else whole.to("cpu", copy=whole is value)
         return found
 
     def state_tensors(self) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ from gpt.training.initial import check_initial
 from gpt.training.interrupts import Interrupts
 from gpt.training.memory import Memory, predict_memory, predictable
 from gpt.training.out_of_memory import explain, explain_building
-from gpt.training.parallel.ranks import Elsewhere, Ranks, join
+from gpt.training.parallel.ranks import Ranks, Told, join
 from gpt.training.report import Reporter, Silent
 from gpt.training.rollback import left_out, verdict, why
 from gpt.training.summary import print_start, print_summary
@@ -47,7 +47,7 @@ def train(config: RunConfig, stop_at: int | None = None) -> int:
         status = train_together(config, hardware, ranks, stop_at)
         ranks.leave()
         return status
-    except Elsewhere as error:
+    except Told as error:  # the others are not waited for: they may be in the middle of a step, and wait for this one
         return error.status
     except BaseException as error:
         why = ranks.why_lost(error)
@@ -65,7 +65,9 @@ def train_together(config: RunConfig, hardware: Hardware, ranks: Ranks, stop_at:
     with ranks.agreeing():
         check_run_dir(config, run_dir)
     corpus = ranks.one_by_one(lambda: prepare(config.data, config.tokenizer, say))
+    everyones = ranks.gather((corpus.fingerprint, corpus.tokenizer.fingerprint))
     with ranks.agreeing():
+        check_same(corpus, everyones)
         config = checked(config, corpus)
     created = ranks.from_main(lambda: make_run_dir(run_dir))
     with ranks.agreeing():
@@ -90,7 +92,18 @@ def train_together(config: RunConfig, hardware: Hardware, ranks: Ranks, stop_at:
             raise
         ranks.tell(error)
         complain(explain(error, trainers.current) if trainers.current else explain_building(config, corpus))
-        return 1
+        raise Told(1) from error
+
+
+def check_same(corpus: Corpus, everyones: list[tuple[str, str]]) -> None:
+    """Raises UserError where processes have prepared different text, or other tokens of it: `everyones` are their
+    fingerprints, by rank."""
+    if other := [rank for rank, found in enumerate(everyones) if found != everyones[0]]:
+        raise UserError(
+            f"the corpus {corpus.folder.name} of rank {', '.join(map(str, other[:10]))} differs from that of rank 0: "
+            "its host has other files (data=stdlib: another Python), or prepared them with another tokenizer; give all "
+            "the same, or let them share data.prepared_dir"
+        )
 
 
 def checked(config: RunConfig, corpus: Corpus) -> RunConfig:

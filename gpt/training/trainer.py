@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -246,10 +247,12 @@ class Trainer:
         self.watch.check()
         if name := next(filter(None, self.ranks.gather(first_not_finite(self.model, self.parallel.layout))), None):
             raise Diverged(f"step {self.state.step}: a weight is not finite, in {name}")
-        self.writer.wait()  # before there is a second copy
+        with self.ranks.agreeing():  # who has nothing to write waits as long as it takes
+            self.writer.wait()  # before there is a second copy
         self.state.scaler = self.scaler.state_dict()
-        if job := self.saving.job():
-            self.writer.run(job)
+        with nullcontext() if self.writer.behind else self.ranks.agreeing():
+            if job := self.saving.job():
+                self.writer.run(job)
 
     def load(self, folder: Path) -> None:
         """Take over the weights of a checkpoint of this run: all, or those of the adapters. Raises UserError."""

@@ -20,7 +20,8 @@ from odd_texts import random_text
 from gpt.config import DataConfig, TokenizerConfig
 from gpt.options import UserError
 from gpt.text import assembling, cooperation, documents, downloads, preparing, spans
-from gpt.text.cooperation import Shard
+from gpt.text.cooperation import Cooperation, Shard
+from gpt.text.preparing import Preparation
 from gpt.text.shards import Corpus, prepare
 from gpt.text.spans import Unreadable
 from gpt.text.streams import PairStream, TokenStream
@@ -354,6 +355,7 @@ def test_who_comes_too_late_leaves_nothing_in_the_checksums(tmp_path: Path, monk
 def test_a_failure_ends_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spans, "PART_BYTES", 5000)
     monkeypatch.setattr(cooperation, "FAILURE_SECONDS", 0.2)
+    monkeypatch.setattr(cooperation, "OLD_FAILURE_SECONDS", 2.0)
     monkeypatch.setattr(cooperation, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(cooperation, "REPORT_SECONDS", 0.1)
     rows = Path(jsonl(tmp_path / "a.jsonl")).read_text().split("\n")
@@ -362,13 +364,56 @@ def test_a_failure_ends_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     parts = spans.in_parts([tmp_path / "a.jsonl"], spans.between_lines)
     start = len("\n".join(rows[:250]).encode()) + 1
     guilty = max(number for number, (span,) in enumerate(parts) if span.start <= start) % 2
-    messages = []
+    messages, said = [], []
     for index in (guilty, 1 - guilty):
         with pytest.raises(UserError) as caught:
-            prepare(data(tmp_path, "made", bad), BYTE, shard=Shard(index, 2))
+            prepare(data(tmp_path, "made", bad), BYTE, said.append, shard=Shard(index, 2))
         messages.append(str(caught.value))
+    assert any(f"(start shard={guilty}/2 again, which has failed: " in line for line in said)  # it was older
     assert messages[0].endswith(':251: list, not an object; each line must be like {"text": "…"}')
     assert messages[1] == f"shard={guilty}/2 has failed: {messages[0]}"
+
+
+def test_the_note_of_a_failure_before_this_try_does_not_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs that are sent again start at any distance, and each would find the other's old note."""
+    monkeypatch.setattr(cooperation, "FAILURE_SECONDS", 0.0)
+    monkeypatch.setattr(cooperation, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(cooperation, "REPORT_SECONDS", 0.0)
+    said: list[str] = []
+    other, own = (Cooperation(tmp_path, tmp_path / "place", Shard(index, 2), said.append) for index in (1, 0))
+    other.begin()
+    other.fail(RuntimeError("of an earlier try"))
+    time.sleep(0.02)  # the clock of a disk may be coarse
+    own.begin()
+    wanted = "start shard=1/2 again, which has failed: of an earlier try"
+    assert own.collect(lambda _: any(wanted in line for line in said) or None, [1], "tokens") == [True]
+    other.fail(RuntimeError("of this one"))
+    with pytest.raises(UserError, match="shard=1/2 has failed: of this one"):
+        own.collect(lambda _: None, [1], "tokens")
+
+
+def test_killed_while_it_was_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files without tokens are removed then; the next process does not take them for work that is missing."""
+    monkeypatch.setattr(spans, "PART_BYTES", 5000)
+    name = {"name": "jsonl", "files": (jsonl(tmp_path / "a.jsonl"),), "template": "{a}"}
+    options = name | {"val_files": (jsonl(tmp_path / "b.jsonl", 20),)}
+    files = data(tmp_path, "made", options)
+    usual = prepare(data(tmp_path, "usual", options), BYTE)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*arguments: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(assembling, "stream_digest", killed)
+    with pytest.raises(Killed):
+        prepare(files, BYTE)
+    monkeypatch.undo()
+    monkeypatch.setattr(spans, "PART_BYTES", 5000)
+    monkeypatch.setattr(Preparation, "tokenize", killed)
+    found = prepare(files, BYTE)
+    assert files_of(found.folder) == files_of(usual.folder)
 
 
 @pytest.mark.parametrize("shard", ["4/4", "1", "a/b", "-1/3", "1/0", "0/0"])

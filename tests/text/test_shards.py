@@ -15,14 +15,16 @@ import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from huggingface_hub.errors import HfHubHTTPError
 from odd_texts import random_text, real_text
 
 from gpt.config import DataConfig, TokenizerConfig
 from gpt.options import UserError
-from gpt.text import documents, parallel_encoding, preparing, shards, spans
+from gpt.text import documents, downloads, parallel_encoding, preparing, shards, spans
 from gpt.text.shards import Corpus, prepare
 from gpt.text.streams import TokenStream
 from gpt.text.tokenizers import Tokenizer
@@ -387,6 +389,47 @@ def test_a_killed_process_is_no_obstacle(tmp_path: Path) -> None:
     folder = prepare(config(tmp_path, file), BYTE).folder
     assert time.monotonic() - started < 30
     assert leftovers(tmp_path) == [folder.name]
+
+
+def test_a_file_that_changes_while_another_process_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its new text would be kept under the name of the old."""
+    file, lock = write(tmp_path / "a.txt", "hello world"), shards._lock
+
+    def waiting(*arguments: Any) -> Any:
+        write(tmp_path / "a.txt", "other words")
+        return lock(*arguments)
+
+    monkeypatch.setattr(shards, "_lock", waiting)
+    with pytest.raises(UserError, match="changed while this waited for another process; run again"):
+        prepare(config(tmp_path, file), BYTE)
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_an_answer_of_the_hub_that_is_an_error_is_not_passed_over(
+    answered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a network, `datasets` may have kept the data set."""
+    refusal = HfHubHTTPError("429 Too Many Requests", response=Mock())
+
+    def dataset_info(*arguments: Any, **options: Any) -> Any:
+        raise refusal if answered else ConnectionError("no network")
+
+    monkeypatch.setattr("huggingface_hub.dataset_info", dataset_info)
+    monkeypatch.setattr("datasets.load_dataset", lambda *arguments, **options: Mock(num_shards=3))
+    data = DataConfig(name="huggingface", path="some/poems")
+    for cached in (downloads._data_set, downloads._revision):
+        cached.cache_clear()
+    try:
+        if answered:
+            with pytest.raises(UserError, match="some/poems.*429 Too Many Requests"):
+                downloads.hub_parts(data)
+        else:
+            assert downloads.hub_parts(data) == ("", 3)
+    finally:
+        for cached in (downloads._data_set, downloads._revision):
+            cached.cache_clear()
 
 
 # --- size --------------------------------------------------------------------------------------------------------

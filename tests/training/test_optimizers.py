@@ -12,6 +12,7 @@ from gpt.model.lora import add_adapters
 from gpt.model.transformer import Decoder
 from gpt.training.muon import BatchedMuon, orthogonalise
 from gpt.training.optimizers import Optimizers, clip_divisor
+from gpt.training.parallel.layouts import Layout
 
 
 def small_model(seed: int = 0) -> Decoder:
@@ -159,3 +160,20 @@ def test_no_clipping_below_the_limit_or_without_one() -> None:
     assert clip_divisor(torch.tensor(0.7), 1.0) == 1
     assert clip_divisor(torch.tensor(7.0), 2.0) == 3.5
     assert clip_divisor(torch.tensor(7.0), 0) is None
+
+
+def test_state_that_is_gathered_does_not_change_with_the_next_step() -> None:
+    """A thread writes it while training goes on."""
+    layout = Layout()
+    layout.whole = lambda own, part: part.clone()  # type: ignore[method-assign]
+    layout.whole_here = False
+    model = small_model()
+    optimizers = Optimizers(model, OptimizerConfig(name="adamw"), torch.bfloat16, layout)
+    give_gradients(model, 0)
+    optimizers.step(1.0)
+    saved = optimizers.full_state()
+    kept = {name: tensor.clone() for name, tensor in saved.items()}
+    give_gradients(model, 1)
+    optimizers.step(1.0)
+    assert any(name.endswith("/step") for name in saved)
+    assert all(torch.equal(saved[name], kept[name]) for name in saved)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 class Layout:
     """Every parameter is whole here; with more processes than one, each has the same."""
 
+    whole_here = True
+
     def __init__(self, rank: int = 0, world: int = 1) -> None:
         self.exchange: Exchange = Replicas(rank, world) if world > 1 else Whole()
 
@@ -48,6 +50,8 @@ class Layout:
 
 class RowLayout(Layout):
     """Each process holds some rows of every parameter of a model that `fully_shard` has taken over."""
+
+    whole_here = False
 
     def __init__(self, model: nn.Module, mesh: DeviceMesh) -> None:
         self.mesh, self.rank, self.world = mesh, mesh.get_local_rank(), mesh.size()

@@ -15,7 +15,7 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -30,6 +30,7 @@ from gpt.training.parallel.meeting import meet
 
 TIMEOUT = timedelta(minutes=10)  # longest that a process waits for the others in the middle of training
 PATIENCE = timedelta(days=3)  # and while one of them prepares a corpus
+LOOK_ROUND = timedelta(seconds=10)  # how often it looks meanwhile whether one has failed
 ROLL_CALL = timedelta(seconds=2)  # for the others to answer, when one is missing
 # How gloo, NCCL and the store report that another process is gone.
 LOST = re.compile(
@@ -38,12 +39,23 @@ LOST = re.compile(
 T = TypeVar("T")
 
 
-class Elsewhere(Exception):
+class Told(Exception):
+    """This process ends with `status`, and why has been said."""
+
+    def __init__(self, status: int, message: str = "what went wrong has been said") -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Elsewhere(Told):
     """Another process of the run has failed, and says why itself."""
 
     def __init__(self, status: int) -> None:
-        super().__init__("another process of the run has failed")
-        self.status = status
+        super().__init__(status, "another process of the run has failed")
+
+
+class Failed(Exception):
+    """Another process has left word that it has failed."""
 
 
 class Ranks:
@@ -173,9 +185,20 @@ class Group(Ranks):
             raise error
 
     def read(self, key: str) -> str:
-        """What another process has put into the store, once it is there."""
-        self.store.wait([key], PATIENCE)
+        """What another process has put into the store, once it is there. Raises `Failed` where one leaves word that it
+        will not come."""
+        for _ in range(PATIENCE // LOOK_ROUND):
+            with suppress(dist.DistStoreError):  # not in this round
+                self.store.wait([key], LOOK_ROUND)
+                break
+            if failed := self.words_of_failure(range(self.world)):
+                raise Failed(failed)
         return self.store.get(key).decode()
+
+    def words_of_failure(self, ranks: Iterable[int]) -> str:
+        """What these have left word of; "" for nothing."""
+        told = (rank for rank in ranks if self.store.check([f"failed/{rank}"]))
+        return "; ".join(f"rank {rank} failed: {self.store.get(f'failed/{rank}').decode()}" for rank in told)
 
     def seed(self, seed: int, step: int) -> None:
         torch.manual_seed(hash((seed, step, self.rank)) % 2**63)  # of integers, so the same in every process
@@ -196,7 +219,8 @@ class Group(Ranks):
         dist.destroy_process_group()
 
     def why_lost(self, error: BaseException) -> str | None:
-        if isinstance(error, UserError) or ran_out_of_memory(error) or not LOST.search(str(error)):
+        own = isinstance(error, (UserError, OSError)) or ran_out_of_memory(error)  # torch's connections raise others
+        if own or not (isinstance(error, Failed) or LOST.search(str(error))):
             return None
         with suppress(ValueError):  # not in the main thread
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as torchrun sends it at once, and kills soon after
@@ -204,12 +228,12 @@ class Group(Ranks):
             self.store.set(f"lost/{self.rank}", "")
             time.sleep(ROLL_CALL.total_seconds())
             missing = [rank for rank in range(self.world) if not self.store.check([f"lost/{rank}"])]
-            told = [rank for rank in missing if self.store.check([f"failed/{rank}"])]
+            told = self.words_of_failure(missing)
             answering = [rank for rank in range(self.world) if rank not in missing]
             if answering[0] != self.rank:
                 return ""  # the first that is left speaks for all
             if told:
-                return "; ".join(f"rank {rank} failed: {self.store.get(f'failed/{rank}').decode()}" for rank in told)
+                return told
             if missing:
                 return "; ".join(f"rank {rank} ({self.who(rank)}) no longer answers" for rank in missing)
             return f"the processes lost contact: {str(error).partition(chr(10))[0]}"

@@ -123,14 +123,15 @@ class SharedSaving:
         world, sums = self.ranks.world, {}
         for begin in range(0, len(files), world):
             held: dict[str, Tensor] = {}
-            for owner, (_, items) in enumerate(files[begin : begin + world]):
+            turn = files[begin : begin + world]
+            for owner, (_, items) in enumerate(turn):
                 for item in items:
                     whole = self.gathered(item.rows, owner)
                     if whole is not None:
                         held[item.name] = item.form(whole)
             with self.agreeing():
-                if held:
-                    name = files[begin + self.ranks.rank][0]
+                if self.ranks.rank < len(turn):
+                    name, _ = turn[self.ranks.rank]
                     write_safetensors(held, folder / name, metadata=WEIGHTS_METADATA)
                     flush_file(folder / name)
                     sums[name] = digest(folder / name)

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import time
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
 import torch
 
+from gpt.config import RunConfig
 from gpt.options import UserError
-from gpt.training.parallel.ranks import Elsewhere, join
+from gpt.training import run
+from gpt.training.parallel import ranks as ranks_module
+from gpt.training.parallel.ranks import Elsewhere, Failed, Group, join
+from gpt.training.run import train
+from gpt.training.saving import WholeSaving
+from gpt.training.trainer import Trainer
+from tests.training.conftest import MakeConfig
 from tests.training.parallel.conftest import Together
 
 
@@ -26,3 +41,105 @@ def failing_within() -> str:
 
 def test_a_failure_in_a_phase_within_another_is_told_once(together: Together) -> None:
     assert together(3, failing_within) == ["UserError", "Elsewhere", "Elsewhere"]
+
+
+def leaving_without_a_word_to_the_phase() -> str:
+    """Rank 1 fails outside of any phase, and its connections stay: what it left word of ends the others' waiting."""
+    ranks_module.LOOK_ROUND = timedelta(seconds=0.2)
+    ranks = join(torch.device("cpu"))
+    assert isinstance(ranks, Group)
+    if ranks.rank == 1:
+        ranks.tell(RuntimeError("out of luck"))
+        ranks.store.wait(["seen/0", "seen/2"], timedelta(seconds=60))
+        return ""
+    try:
+        with ranks.agreeing():
+            pass
+    except Failed as error:
+        why = ranks.why_lost(error)
+        ranks.store.set(f"seen/{ranks.rank}", "")
+        return str(error) if ranks.main else f"{error}, {why!r}"
+    return "agreed"
+
+
+def test_a_word_of_failure_ends_the_waiting_of_others(together: Together) -> None:
+    said = "rank 1 failed: out of luck"
+    assert together(3, leaving_without_a_word_to_the_phase) == [said, "", f"{said}, ''"]
+
+
+@pytest.mark.parametrize(
+    ("error", "of_this_process"),
+    [
+        (OSError(errno.ETIMEDOUT, "Connection timed out"), True),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), True),
+        (RuntimeError("Connection closed by peer [127.0.0.1]:4711"), False),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_not_blamed_on_another_process(
+    error: Exception, of_this_process: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = object.__new__(Group)
+    alone.rank = 0
+    monkeypatch.setattr(ranks_module.signal, "signal", lambda *_: None)
+    assert (alone.why_lost(error) is None) == of_this_process
+
+
+def on_own_files(config: RunConfig, folder: Path) -> str:
+    """As on two hosts that share no disk, but the run's folder."""
+    own = folder / os.environ["RANK"]
+    data = replace(config.data, files=(str(own / "text.txt"),), prepared_dir=str(own / "prepared"))
+    try:
+        train(replace(config, data=data))
+    except UserError as error:
+        return str(error)
+    return "trained"
+
+
+def test_different_text_is_refused(make_config: MakeConfig, together: Together, tmp_path: Path) -> None:
+    for rank, text in enumerate(("leaf and branch " * 99, "leaf and root " * 99)):
+        (tmp_path / str(rank)).mkdir()
+        (tmp_path / str(rank) / "text.txt").write_text(text)
+    found = together(2, on_own_files, make_config(), tmp_path)
+    assert "of rank 1 differs from that of rank 0" in found[1] + found[0]
+
+
+def out_of_memory_in_one(config: RunConfig) -> int:
+    """Rank 1 cannot have the memory for its third update."""
+    update = Trainer.update
+
+    def breaking(trainer: Trainer) -> object:
+        if trainer.ranks.rank == 1 and trainer.state.step == 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return update(trainer)
+
+    Trainer.update = breaking  # type: ignore[method-assign, assignment]
+    run.explain = lambda error, trainer: "explained"
+    return train(config)
+
+
+def test_out_of_memory_in_one_ends_all_at_once(make_config: MakeConfig, together: Together) -> None:
+    started = time.monotonic()
+    assert together(2, out_of_memory_in_one, make_config()) == [1, 1]
+    assert time.monotonic() - started < ranks_module.TIMEOUT.total_seconds() / 6  # not in the middle of a collective
+
+
+def slow_disk(config: RunConfig, behind: bool) -> int:
+    """The others' patience in the middle of training is shorter than rank 0 takes to write a checkpoint."""
+    ranks_module.TIMEOUT = timedelta(seconds=4)
+    publish = WholeSaving.publish
+
+    def slowly(self: WholeSaving, snapshot: object) -> None:
+        time.sleep(6)
+        publish(self, snapshot)  # type: ignore[arg-type]
+
+    WholeSaving.publish = slowly  # type: ignore[method-assign, assignment]
+    return train(replace(config, train=replace(config.train, async_save=behind)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("behind", [False, True])
+def test_others_wait_for_a_checkpoint_as_long_as_it_takes(
+    behind: bool, make_config: MakeConfig, together: Together
+) -> None:
+    config = make_config(train={"max_steps": 6, "eval_every": 2})
+    assert together(2, slow_disk, config, behind) == [0, 0]

@@ -183,3 +183,20 @@ def test_room_for_all_counts_what_is_still_to_come() -> None:
     assert choice.whole_fits(10**9, 20 * 10**9, 0)  # 12 GB of at most 14
     assert not choice.whole_fits(10**9, 20 * 10**9, 0.5)
     assert choice.whole_fits(10**9, 40 * 10**9, 1)
+
+
+@pytest.mark.slow
+def test_a_run_killed_after_the_checkpoint_of_its_base_continues(
+    make_config: MakeConfig, together: Together, tmp_path: Path
+) -> None:
+    """That checkpoint has weights, but no optimizer has done a step."""
+    assert train(make_config("base", train={"max_steps": 2})) == 0
+    config = saving(
+        make_config(init_from=str(tmp_path / "base"), train={"max_steps": 4, "keep_checkpoints": 9}), "sharded"
+    )
+    run_dir = tmp_path / "run"
+    assert together(2, part, config, 2, "fsdp", run_dir, 1) == [0, 0]
+    shutil.rmtree(run_dir / "checkpoints/step-00000001")
+    assert damage(run_dir / "checkpoints/step-00000000") is None
+    assert together(2, part, config, 2, "fsdp", run_dir, None) == [0, 0]
+    assert (run_dir / "checkpoints/step-00000004").is_dir()
