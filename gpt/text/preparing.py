@@ -217,7 +217,7 @@ class Preparation:
                 writers[side].write(encoded.ids, encoded.pairs)
                 self.others.report_sometimes(lambda: self.progress(number, writers))
             total = tuple(map(sum, zip(*(own.totals for own in routed.values()), strict=True)))
-            divided = split.cut is not None and 0 <= split.cut - share.position < found.n_characters
+            divided = split.cut_within(share, found.n_characters)
             changed = any(stat_of(file) != self.stats[file] for file in share.part.files)
             if changed or total != (found.n_documents + divided, found.n_characters, found.n_bytes):
                 raise UserError(f"{self.parts[number][1].description}: changed while it was read; run again")

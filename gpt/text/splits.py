@@ -2,14 +2,16 @@
 
 A document is held out when a hash of its text (of its first piece) is a small fraction, so equal documents are always
 on the same side, whatever their order; of a prompt/completion pair, a hash of the prompt, so that a prompt with several
-completions is too. Of a single document, the end is held out.
+completions is too. Of a single document, the end is held out; and of a few long ones, of each, where whole ones would
+be far from what is asked for.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -18,6 +20,8 @@ from gpt.text.documents import Part, Piece, Source
 
 SPLITS = ("train", "val")
 EVERY_HASH = 2**64  # as a threshold: everything is held out
+FEW = 64  # documents at most, of which each may be cut
+LONG = 10_000  # characters that they have on average, so that their ends are something to measure on
 _BLOCK = 16_384  # characters; the grain in which training text for a tokenizer is spread over the corpus
 
 
@@ -77,6 +81,8 @@ class Scan:
     hashes: tuple[int, int] | None = None  # smallest and largest
     last_hash: int | None = None  # of the last document that starts in it
     characters: list[list[int]] | None = None  # `CharacterCounts.found`, where it was asked for
+    before: int = 0  # characters before the first document that starts in it
+    few: list[list[int]] | None = field(default_factory=list)  # hash and characters of each document; None: over `FEW`
 
     @property
     def totals(self) -> tuple[int, int, int]:
@@ -85,12 +91,24 @@ class Scan:
     def add(self, piece: Piece, starts: bool) -> None:
         self.n_documents += starts
         self.n_characters += len(piece.text)
+        if starts and self.few is not None:
+            self.few = [*self.few, [0, 0]] if len(self.few) < FEW else None
+        self._lengthen(len(piece.text))
         self.n_bytes += len(piece.text.encode("utf-8"))
         if piece.prompt is not None:
             self.completion_bytes += len(piece.text[piece.prompt :].encode("utf-8"))
 
+    def _lengthen(self, count: int) -> None:
+        """Count characters to the last document."""
+        if self.few:
+            self.few[-1][1] += count
+        elif self.few is not None:
+            self.before += count
+
     def add_hash(self, own: int) -> None:
         self.last_hash = own
+        if self.few:
+            self.few[-1][0] = own
         self._widen(own, own)
 
     def merge(self, after: Scan) -> None:
@@ -99,6 +117,9 @@ class Scan:
         self.n_characters += after.n_characters
         self.n_bytes += after.n_bytes
         self.completion_bytes += after.completion_bytes
+        self._lengthen(after.before)
+        together = None if self.few is None or after.few is None else [*self.few, *map(list, after.few)]
+        self.few = together if together is not None and len(together) <= FEW else None
         if after.hashes:
             self._widen(*after.hashes)
             self.last_hash = after.last_hash
@@ -145,25 +166,29 @@ class Share:
 class Split:
     """A corpus divided in training and validation text.
 
-    Besides what is `held_out` anyway, that is what follows character `cut`; or where that is None, the documents whose
-    hash is below `threshold`.
+    Besides what is `held_out` anyway, that is the end of each document, where there are `cuts`: at which character of
+    the corpus it begins, and where the document ends. Else, the documents whose hash is below `threshold`.
     """
 
     by_prompt: bool = False
-    cut: int | None = None
+    cuts: tuple[tuple[int, int], ...] = ()
     threshold: int = 0
 
     def pieces(self, share: Share) -> Iterator[tuple[str, Piece, bool]]:
         """A part's text in order: the side, a piece, whether it starts a document on that side.
 
-        On training text cut off by `cut`, no piece ends.
+        A training text that is cut off inside a document ends there too, but for the last.
         """
         if share.held_out:
             yield from (("val", piece, starts) for piece, starts in share.part.pieces())
-        elif self.cut is None:
-            yield from self._by_document(share)
+        elif self.cuts:
+            yield from self._by_position(share)
         else:
-            yield from self._by_position(share, self.cut)
+            yield from self._by_document(share)
+
+    def cut_within(self, share: Share, n_characters: int) -> int:
+        """How many documents have their cut in a part of so many characters: they are on both sides."""
+        return sum(share.position <= cut < min(end, share.position + n_characters) for cut, end in self.cuts)
 
     def _by_document(self, share: Share) -> Iterator[tuple[str, Piece, bool]]:
         own = share.begun
@@ -171,19 +196,21 @@ class Split:
             own = _hash(piece, self.by_prompt) if starts or own is None else own
             yield "val" if own < self.threshold else "train", piece, starts
 
-    def _by_position(self, share: Share, cut: int) -> Iterator[tuple[str, Piece, bool]]:
-        position = share.position
-        for piece in share.part.read():
-            left = max(cut - position, 0)
+    def _by_position(self, share: Share) -> Iterator[tuple[str, Piece, bool]]:
+        position, (_, last) = share.position, self.cuts[-1]
+        for piece, starts in share.part.pieces():
+            cut, end = next(one for one in self.cuts if position < one[1])
+            left, stop = max(cut - position, 0), position + len(piece.text)
             if left:
-                yield "train", Piece(piece.text[:left], ends=False), position == 0
-            if left < len(piece.text):
+                yield "train", Piece(piece.text[:left], ends=cut <= stop and (cut == end or end < last)), starts
+            if cut < stop:
                 yield "val", Piece(piece.text[left:], piece.ends), position <= cut
-            position += len(piece.text)
+            position = stop
 
 
 def divide(source: Source, found: Scan, val_fraction: float) -> Split:
-    """Hold out about `val_fraction` of the documents; of a single one, its last characters.
+    """Hold out about `val_fraction` of the documents; of a single one, its last characters, and of a few long ones,
+    those of each, where whole documents would be less than half of that, or more than twice.
 
     Both sides get something: the documents with the smallest hash are held out, those with the largest are not.
     Raises UserError where that cannot be.
@@ -198,14 +225,29 @@ def divide(source: Source, found: Scan, val_fraction: float) -> Split:
                 f"data.val_fraction={val_fraction}: leaves nothing on one side of the only document's "
                 f"{found.n_characters} characters; give more text"
             )
-        return Split(cut=cut)
+        return Split(cuts=((cut, found.n_characters),))
     if low == high:
         what = "prompts" if source.by_prompt else "pairs" if source.pairs else "documents"
         raise UserError(
             f"{source.description}: all {found.n_documents:,} {what} are the same, so none can be held out; "
             "give other text, or name data.val_files"
         )
-    return Split(source.by_prompt, threshold=min(max(int(val_fraction * EVERY_HASH), low + 1), high))
+    threshold = min(max(int(val_fraction * EVERY_HASH), low + 1), high)
+    if not source.pairs and found.few and found.n_characters >= LONG * found.n_documents:
+        held_out = sum(length for own, length in found.few if own < threshold)
+        cuts = tuple(ends(found.few, val_fraction))
+        usual = val_fraction / 2 <= held_out / found.n_characters <= 2 * val_fraction
+        if not usual and any(cut < end for cut, end in cuts):
+            return Split(cuts=cuts)
+    return Split(source.by_prompt, threshold=threshold)
+
+
+def ends(documents: Iterable[Sequence[int]], val_fraction: float) -> Iterator[tuple[int, int]]:
+    """Where each of them is cut, and where it ends, in characters of the corpus."""
+    start = 0
+    for _, length in documents:
+        yield start + math.ceil(length * (1 - val_fraction)), start + length
+        start += length
 
 
 def training_texts(split: Split, shares: Iterable[Share], n_bytes: int, most: int) -> Iterator[str]:

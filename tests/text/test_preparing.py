@@ -62,6 +62,7 @@ def corpora(tmp_path: Path) -> dict[str, dict[str, Any]]:
         "one document": {"files": (book,)},
         "one document without line ends": {"files": (unbroken,), "val_fraction": 0.37},
         "documents, some of which are long": {"files": (book, *small, unbroken), "val_fraction": 0.3},
+        "a few long documents": {"files": (book, unbroken, paragraphs)},
         "held-out files": {"files": (*small, book), "val_files": (held_out, unbroken)},
         "paragraphs": {"files": (paragraphs, book), "documents": "blank_line"},
         "records": {"name": "jsonl", "files": (rows,), "template": "{q}\n\n{a}"},
@@ -71,6 +72,7 @@ def corpora(tmp_path: Path) -> dict[str, dict[str, Any]]:
 
 
 KINDS = (
+    "a few long documents",
     "one document",
     "one document without line ends",
     "documents, some of which are long",

@@ -91,6 +91,34 @@ def test_one_document_is_split_by_position(tmp_path: Path, monkeypatch: pytest.M
         assert (corpus.train.n_bytes, corpus.val.n_bytes) == (len(text[:cut].encode()), len(text[cut:].encode()))
 
 
+@pytest.mark.parametrize("val_fraction", [0.1, 1e-9])
+def test_a_few_long_documents_are_each_split_by_position(tmp_path: Path, val_fraction: float) -> None:
+    """Whole ones would be a third of the text, or nine tenths."""
+    texts = ["a" * 30_000, "b" * 5, "c" * 90_000]
+    files = [write(tmp_path / f"{number}.txt", text) for number, text in enumerate(texts)]
+    corpus = prepare(config(tmp_path, *files, val_fraction=val_fraction), BYTE)
+    train, val = everything(corpus.train), everything(corpus.val)
+    if val_fraction == 0.1:
+        ends = [b"a" * 27_000, b"bbbbb", b"c" * 81_000]
+        assert train == [END, *ends[0], END, *ends[1], END, *ends[2]]
+        assert val == [END, *(b"a" * 3000), END, *(b"c" * 9000), END]
+        assert (corpus.train.n_documents, corpus.val.n_documents) == (3, 2)
+        assert (corpus.train.n_characters, corpus.val.n_characters) == (108_005, 12_000)
+    else:  # of which no character is left: whole ones, then
+        assert sorted(documents_of(corpus.train) + documents_of(corpus.val)) == texts
+        assert len(documents_of(corpus.val)) == 1
+
+
+def test_pairs_and_short_documents_are_not_cut(tmp_path: Path) -> None:
+    rows = [{"q": "what", "a": letter * 20_000} for letter in "abc"]
+    file = write(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    pairs = prepare(config(tmp_path, file, name="pairs", prompt="{a}", completion="{q}"), BYTE)
+    assert pairs.train.n_documents + pairs.val.n_documents == 3
+    file, texts = poems(tmp_path, 3)
+    few = prepare(config(tmp_path, file, name="jsonl"), BYTE)
+    assert sorted(documents_of(few.train) + documents_of(few.val)) == sorted(texts)
+
+
 def test_tiny_shakespeare_is_split_as_everywhere(tmp_path: Path, shared_data: Path) -> None:
     corpus = prepare(config(tmp_path, str(shared_data / "tinyshakespeare.txt")), TokenizerConfig(name="char"))
     assert (corpus.train.n_characters, corpus.val.n_characters) == (1_003_854, 111_540)
@@ -423,7 +451,7 @@ def test_an_answer_of_the_hub_that_is_an_error_is_not_passed_over(
         cached.cache_clear()
     try:
         if answered:
-            with pytest.raises(UserError, match="some/poems.*429 Too Many Requests"):
+            with pytest.raises(UserError, match=r"some/poems.*429 Too Many Requests"):
                 downloads.hub_parts(data)
         else:
             assert downloads.hub_parts(data) == ("", 3)
