@@ -100,7 +100,11 @@ class TrainConfig(Options):
     )
     log_every: int = option(10, "updates between lines of metrics", unit="steps", low=1)
     sample_prompt: str = option(
-        "", "prompt of the text sampled at each evaluation; empty: start of a document", free_text=True, escapes=True
+        "",
+        "prompt of the text sampled at each evaluation; empty: the start of a document, of fewer than 100 documents a "
+        "held-out line, of pairs a held-out prompt",
+        free_text=True,
+        escapes=True,
     )
     sample_tokens: int = option(100, "tokens sampled at each evaluation; 0: none", unit="tokens", low=0)
     precision: str = option(

@@ -9,12 +9,12 @@ from rich.console import Console
 from gpt.inference.decode import Sample
 from gpt.model.context import describe_change
 from gpt.model.lora import trainable_parameter_count
-from gpt.text.streams import PairStream
 from gpt.training.evaluation import compressors
 from gpt.training.initial import initial_context
 from gpt.training.memory import SMALL, Memory, surely_small
 from gpt.training.metrics import duration, size
 from gpt.training.report import indented
+from gpt.training.samples import held_out_prompts
 from gpt.training.trainer import Trainer
 
 
@@ -141,12 +141,11 @@ def print_summary(trainer: Trainer, samples: list[Sample]) -> None:
 
 
 def example(trainer: Trainer) -> str:
-    """A prompt for the shell: of pairs the first held-out one, for the model knows prompts of that form only."""
-    corpus = trainer.corpus
-    if not isinstance(corpus.val, PairStream):
+    """A prompt for the shell, of the form that the model knows."""
+    prompt = held_out_prompts(trainer.corpus, 1)[0]
+    text = prompt if isinstance(prompt, str) else trainer.corpus.tokenizer.decode(prompt)
+    if not text:
         return "'…'"
-    prompt, _ = next(corpus.val.pairs())
-    text = corpus.tokenizer.decode(prompt)
     if "\n" not in text and "\t" not in text:
         return shlex.quote(text)
     return "$'" + text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\t", "\\t") + "'"
