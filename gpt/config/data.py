@@ -60,7 +60,8 @@ class DataConfig(Options):
     )
     val_fraction: float = option(
         0.1,
-        "share of the documents held out, by a hash of their text (of pairs: of the prompt); of one document, its end",
+        "share of the documents held out, by a hash of their text (of pairs: of the prompt); of one, or of a few long "
+        "ones, the ends",
         above=0,
         below=1,
     )

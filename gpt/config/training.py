@@ -24,7 +24,7 @@ class OptimizerConfig(Options):
         "muon for the matrices inside the blocks and adamw for the rest, or adamw for all",
         choices=("adamw", "muon"),
     )
-    lr: float = option(0.015, "peak learning rate of adamw", above=0)
+    lr: float = option(0.015, "peak learning rate of adamw (optimizer=muon: of all but the matrices)", above=0)
     matrix_lr: float = option(
         0.03, "muon: peak learning rate of the matrices (update scaled by sqrt(max(1, rows/columns)))", above=0
     )

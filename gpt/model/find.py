@@ -15,7 +15,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt.options import UserError
+from gpt.options import UserError, nearest
 
 ALIASES = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 MODEL_FILES = ("config.json", "adapter_config.json")  # either makes a folder a model
@@ -63,10 +63,15 @@ def find_model(path: str | Path, option: str = "checkpoint") -> Path:
         if found is None and not given.exists():
             raise FileNotFoundError
     except (FileNotFoundError, ValueError):  # ValueError: a name with NUL, which adapter_config.json may hold
+        alike = similar(given)
+        hint = f"; did you mean {option}={' or '.join(alike)}?" if alike else ""
         if model := HubModel.parse(str(path)):
-            return download(model, said)
+            try:
+                return download(model, said)
+            except UserError as error:
+                raise UserError(f"{error}{hint}") from None
         raise UserError(
-            f"{said}: there is no such folder; give a run (runs/…), a checkpoint or a model folder"
+            f"{said}: there is no such folder; give a run (runs/…), a checkpoint or a model folder{hint}"
         ) from None
     except OSError as error:
         raise UserError(f"{said[:300]}: cannot be looked at ({error.strerror}); check the path") from None
@@ -75,6 +80,15 @@ def find_model(path: str | Path, option: str = "checkpoint") -> Path:
             f"{said}: this is no checkpoint: it has neither checkpoints/best nor {' nor '.join(MODEL_FILES)}"
         )
     return found
+
+
+def similar(missing: Path) -> list[str]:
+    """Folders beside a path that is not there whose names are nearly its own."""
+    try:
+        beside = [path.name for path in missing.parent.iterdir() if path.is_dir()]
+    except (OSError, ValueError):
+        return []
+    return [str(missing.with_name(name)) for name in nearest(missing.name, beside)]
 
 
 def expanded(path: str | Path) -> Path:

@@ -117,6 +117,8 @@ def open_source(
         return _open_pairs(data, files)
     cut: Cut | None = None
     if data.name == "text":
+        if not held_out and any(file.suffix.lower() == ".jsonl" for file in files):
+            report("data=text takes .jsonl files as they are, braces and all; data=jsonl reads the text in them")
         cut = in_text if data.documents == "whole" else at_blank_lines
         read: Reader = partial(read_texts, documents=data.documents)
     else:

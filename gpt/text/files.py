@@ -60,7 +60,8 @@ def find_files(patterns: Iterable[str], option: str = "data.files") -> list[Path
                 raise UserError(f"{option}: no file matches {pattern!r} (from {Path.cwd()}); check the pattern")
             found |= matched
         else:
-            raise UserError(f"{option}: {pattern!r} does not exist (from {Path.cwd()}); check the path")
+            several = f"; several are written {option}='[one.txt,notes/*.txt]'" if re.search("[, ]", pattern) else ""
+            raise UserError(f"{option}: {pattern!r} does not exist (from {Path.cwd()}); check the path{several}")
     return sorted(found)
 
 

@@ -18,6 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -45,6 +46,8 @@ from gpt.training.evaluation import Evaluation, evaluate
 
 # The options of data that do not change the text: they are this machine's, and not for a checkpoint to choose.
 HOW_TO_PREPARE = {"data.prepared_dir", "data.workers"}
+# Those that say what of a record or a file is a document; the same kind of data is read as in training.
+HOW_TO_READ = ("documents", "template", "prompt", "completion", "column")
 REPORT_EVERY = 10  # seconds
 
 Pair = tuple[list[int], list[int]]  # ids of a prompt and of its completion, without end of text
@@ -64,8 +67,9 @@ def adopt_data(values: dict[str, Any], given: set[str]) -> None:
     """Complete the options that say what is evaluated: where no source is chosen, the one of the checkpoint's training.
 
     Its held-out part, where nothing else is said; `data.files=[test.jsonl]` keeps what the run says about prompts,
-    templates and the like. `values` are all options, nested, and are changed; `given` are the dotted names of those
-    that were set. Raises UserError for a checkpoint that cannot say what it was trained on.
+    templates and the like, also behind a `data=jsonl` that the run has too. `values` are all options, nested, and are
+    changed; `given` are the dotted names of those that were set. Raises UserError for a checkpoint that cannot say what
+    it was trained on.
     """
     data = {name for name in given if name.partition(".")[0] == "data"}
     if values["part"] == "auto":
@@ -76,9 +80,20 @@ def adopt_data(values: dict[str, Any], given: set[str]) -> None:
             own["val_files"] = []
         names = [name.removeprefix("data.") for name in data]
         values["data"] |= own | {name: values["data"][name] for name in names}
+    elif values["checkpoint"]:
+        values["data"] |= {name: value for name, value in read_alike(values).items() if f"data.{name}" not in data}
     if values["part"] == "all":
         values["data"]["files"] = [*values["data"]["files"], *values["data"]["val_files"]]
         values["data"]["val_files"] = []
+
+
+def read_alike(values: dict[str, Any]) -> dict[str, Any]:
+    """How the checkpoint's training read the kind of data that is chosen; {} where that was another or is unknown."""
+    with suppress(UserError):
+        own = training_data(values["checkpoint"])
+        if own["name"] == values["data"]["name"]:
+            return {name: own[name] for name in HOW_TO_READ if name in own}
+    return {}
 
 
 def training_data(checkpoint: str) -> dict[str, Any]:

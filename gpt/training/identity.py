@@ -34,6 +34,11 @@ def identity(config: RunConfig, corpus: Corpus) -> dict[str, Any]:
 
 def refuse_differences(saved: dict[str, Any], wanted: dict[str, Any], run_dir: Path) -> None:
     if found := changes(with_resolved_model(saved), with_resolved_model(wanted)):
+        if len(found) == 1 and saved.get("corpus") != wanted.get("corpus"):
+            raise UserError(
+                f"run_dir={run_dir} holds a run on another corpus: the text has changed since, or an option of data; "
+                f"choose another run_dir, or restore them:\n  {found[0]}"
+            )
         listed = "".join(f"\n  {change}" for change in found)
         raise UserError(f"run_dir={run_dir} holds another run; choose another run_dir, or give its options:{listed}")
 

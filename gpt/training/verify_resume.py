@@ -6,8 +6,6 @@ data position, best checkpoint and the metrics of every step. With `split`, what
 batch in other micro-batches, with `ranks` in another number of processes. Then sums are taken in another order: losses
 agree within `LOSSES`, tensors of weights and of the optimizer within `TENSORS` of their norm (Adam and Muon turn the
 rounding of small gradients into larger steps, Muon that of bf16), and how near they really came is printed.
-
-Run it from the repository's folder, as train.py.
 """
 
 from __future__ import annotations
@@ -58,6 +56,7 @@ class Plan:
 
 def main(argv: list[str]) -> int:
     """The command. Returns the exit status: 0 equal, 1 not, 2 a mistake in the options."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     from train import COMMAND  # whose options these are, and whose door
     from train import main as door
 

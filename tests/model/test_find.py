@@ -299,3 +299,17 @@ def test_find_model_says_what_is_wrong_with_a_path(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=f"^init_from={tmp_path / name}: .*{message}"):
             find_model(str(tmp_path / name), "init_from")
+
+
+def test_a_mistyped_run_is_told_from_a_model_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`runs/text-mni` could be an id."""
+    (tmp_path / "runs" / "text-mini").mkdir(parents=True)
+    (tmp_path / "runs" / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for name in ("runs/text-mni", "./runs/text-mni"):
+        with pytest.raises(UserError, match=r"; did you mean checkpoint=(\./)?runs/text-mini\?$"):
+            find_model(name)
+    with pytest.raises(UserError) as caught:
+        find_model("runs/entirely-different")
+    assert "did you mean" not in str(caught.value)

@@ -344,6 +344,18 @@ def test_with_a_source_it_is_all_of_its_text(trained: Path, folder: Path) -> Non
     assert (both.part, both.data.files, both.data.val_files) == ("all", ("b.txt", "c.txt"), ())
 
 
+@pytest.mark.parametrize(("kind", "template"), [("jsonl", "{title}: {text}"), ("huggingface", "{text}")])
+def test_the_same_kind_of_data_is_read_as_in_training(tmp_path: Path, kind: str, template: str) -> None:
+    data = DataConfig(name="jsonl", files=("a",), template="{title}: {text}", val_fraction=0.3)
+    folder = save_random(tmp_path / "run" / "checkpoints" / "best")
+    write_trainer(folder, TrainerState(config=to_dict(RunConfig(data=data))), {}, {"cpu": torch.zeros(1)})
+    given = {"data": kind, "data.files": ("b",)}
+    found = from_dict(EvaluateConfig, adopted(folder, given))
+    assert (found.part, found.data) == ("all", DataConfig(name=kind, files=("b",), template=template))
+    other = from_dict(EvaluateConfig, adopted(folder, given | {"data.template": "{other}"}))
+    assert other.data.template == "{other}"
+
+
 def test_files_alone_are_read_as_in_training(tmp_path: Path) -> None:
     data = DataConfig(name="pairs", files=("a",), val_files=("b",), prompt="{q}\n", completion="{a}")
     folder = save_random(tmp_path / "run" / "checkpoints" / "best")

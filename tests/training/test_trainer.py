@@ -179,7 +179,7 @@ def test_a_finished_run_says_so_and_can_be_extended(
         ({"model": {"n_layer": 3}}, "model.n_layer: 2 there, 3 now"),
         ({"tokenizer": {"name": "char"}}, "tokenizer: byte"),
         ({"seed": 5}, "seed: 1337 there, 5 now"),
-        ({"data": {"val_fraction": 0.5}}, "corpus: "),
+        ({"data": {"val_fraction": 0.5}}, "the text has changed since, or an option of data"),
         ({"optimizer": {"name": "muon"}}, "optimizer: adamw there, muon now"),
     ],
 )
