@@ -11,8 +11,8 @@
 
 The hash is of everything that decides the result: options, and each file's path, size and time of change. The folder is
 made beside its place, under a lock, and then renamed (`preparing.py`), so it is whole or not there. A split starts with
-an end of text and has one after each document, except that training text that is cut off inside a document has none
-there. The tokenizer's prefix stands before each document, also before the held-out end of a single one.
+an end of text and has one after each document, except that training text that is cut off inside the last has none
+there. The tokenizer's prefix stands before each document, also before the held-out end of one that is cut.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from gpt.text.cooperation import OthersFinished, Report, Shard
 from gpt.text.documents import open_source
 from gpt.text.encoders import is_unicode
 from gpt.text.files import read_object
-from gpt.text.preparing import Job, Preparation
+from gpt.text.preparing import Job, Preparation, stat_of
 from gpt.text.spans import Unreadable
 from gpt.text.splits import SPLITS
 from gpt.text.streams import TokenStream, open_stream
@@ -150,8 +150,7 @@ def _key(job: Job) -> str:
         del options[name]
     files = []
     for origin in filter(None, (job.source, job.val_source)):
-        stats = [(str(file), file.stat()) for file in origin.files]
-        files.append([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
+        files.append([(str(file), *stat_of(file)) for file in origin.files])
     tokenizer = dataclasses.asdict(job.tokenizer)
     if job.tokenizer.path:  # what is there counts, not where: each checkpoint of a run has the same
         theirs = build_tokenizer(job.tokenizer)

@@ -80,8 +80,8 @@ def adopt_data(values: dict[str, Any], given: set[str]) -> None:
             own["val_files"] = []
         names = [name.removeprefix("data.") for name in data]
         values["data"] |= own | {name: values["data"][name] for name in names}
-    elif values["checkpoint"]:
-        values["data"] |= {name: value for name, value in read_alike(values).items() if f"data.{name}" not in data}
+    elif values["checkpoint"] and data.isdisjoint(f"data.{name}" for name in HOW_TO_READ):
+        values["data"] |= read_alike(values)
     if values["part"] == "all":
         values["data"]["files"] = [*values["data"]["files"], *values["data"]["val_files"]]
         values["data"]["val_files"] = []

@@ -10,6 +10,7 @@ from gpt.config.sampling import DEFAULT_TEMPERATURE
 from gpt.inference.decode import Sample, generate
 from gpt.inference.sampling import Sampling
 from gpt.model.transformer import Decoder
+from gpt.options import UserError
 from gpt.text.shards import Corpus
 from gpt.text.streams import PairStream
 
@@ -57,4 +58,8 @@ def first_line(corpus: Corpus) -> str:
     if len(line) > LONGEST_PROMPT:
         words = line[: LONGEST_PROMPT + 1].rpartition(" ")[0]
         line = words or line[: LONGEST_PROMPT // 3]  # Chinese says as much in fewer characters
+    try:
+        tokenizer.encode(line)
+    except UserError:  # what a stranger's tokenizer decodes is not always text of its own
+        return ""
     return line

@@ -62,14 +62,14 @@ def describe_start(trainer: Trainer) -> str:
 
 
 def describe_split(trainer: Trainer) -> str:
-    """A word of warning where whole documents make the held-out part much larger or smaller than asked; else ""."""
+    """A word of warning where the held-out part is much larger or smaller than asked; else ""."""
     data, corpus = trainer.config.data, trainer.corpus
-    share = len(corpus.val) / (len(corpus.train) + len(corpus.val))
+    share = corpus.val.n_characters / (corpus.train.n_characters + corpus.val.n_characters)  # as ends are cut
     if data.val_files or data.val_fraction / 2 <= share < 2 * data.val_fraction:
         return ""
     finer = "data.documents=blank_line splits finer, " if data.name == "text" and data.documents == "whole" else ""
     return (
-        f" ({100 * share:.2g} % instead of {100 * data.val_fraction:.0f} %, as whole documents are held out: "
+        f" ({100 * share:.2g} % instead of {100 * data.val_fraction:.2g} %, as whole documents are held out: "
         f"{finer}data.val_files chooses them)"
     )
 

@@ -28,7 +28,7 @@ from gpt.options import UserError, defaults, from_dict, to_dict
 from gpt.text.streams import PairStream
 from gpt.text.tokenizers import Tokenizer
 from gpt.text.vocabularies import build_tokenizer
-from gpt.training.checkpoints import TrainerState, write_trainer
+from gpt.training.checkpoints import TrainerState, write_state, write_trainer
 from gpt.training.evaluate_checkpoint import adopt_data, output_folder, without_nan
 from gpt.training.run import train
 
@@ -354,6 +354,11 @@ def test_the_same_kind_of_data_is_read_as_in_training(tmp_path: Path, kind: str,
     assert (found.part, found.data) == ("all", DataConfig(name=kind, files=("b",), template=template))
     other = from_dict(EvaluateConfig, adopted(folder, given | {"data.template": "{other}"}))
     assert other.data.template == "{other}"
+    data = DataConfig(name="huggingface", files=("a",), column="body")
+    write_state(folder, TrainerState(config=to_dict(RunConfig(data=data))), {"cpu": torch.zeros(1)})
+    own = {"data": "huggingface", "data.files": ("b",), "data.template": "{other}"}
+    found = from_dict(EvaluateConfig, adopted(folder, own))
+    assert (found.data.column, found.data.template) == (None, "{other}")
 
 
 def test_files_alone_are_read_as_in_training(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gpt.config import DataConfig, TokenizerConfig
+from gpt.options import UserError
 from gpt.text.shards import Corpus, prepare
 from gpt.training.metrics import read_lines
 from gpt.training.run import train
@@ -34,6 +35,15 @@ def corpus_of(tmp_path: Path, text: str, tokenizer: str = "byte", **options: obj
 def test_of_one_long_text_it_is_a_line_that_is_held_out(tmp_path: Path, end: str, prompt: str, tokenizer: str) -> None:
     corpus = corpus_of(tmp_path, end[::-1] * 9 + end, tokenizer, val_fraction=0.1)
     assert held_out_prompts(corpus, 3) == [prompt]
+
+
+def test_what_its_tokenizer_cannot_take_back_is_no_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise UserError("not in the vocabulary")
+
+    corpus = corpus_of(tmp_path, "A C G T\n" * 100)
+    monkeypatch.setattr(type(corpus.tokenizer), "encode", refuse)
+    assert held_out_prompts(corpus, 1) == [""]
 
 
 def test_of_many_documents_it_is_the_beginning_of_one(tmp_path: Path) -> None:
