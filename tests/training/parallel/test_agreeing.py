@@ -95,6 +95,7 @@ def on_own_files(config: RunConfig, folder: Path) -> str:
     return "trained"
 
 
+@pytest.mark.slow
 def test_different_text_is_refused(make_config: MakeConfig, together: Together, tmp_path: Path) -> None:
     for rank, text in enumerate(("leaf and branch " * 99, "leaf and root " * 99)):
         (tmp_path / str(rank)).mkdir()
@@ -117,6 +118,7 @@ def out_of_memory_in_one(config: RunConfig) -> int:
     return train(config)
 
 
+@pytest.mark.slow
 def test_out_of_memory_in_one_ends_all_at_once(make_config: MakeConfig, together: Together) -> None:
     started = time.monotonic()
     assert together(2, out_of_memory_in_one, make_config()) == [1, 1]
