@@ -69,7 +69,7 @@ def describe_split(trainer: Trainer) -> str:
         return ""
     finer = "data.documents=blank_line splits finer, " if data.name == "text" and data.documents == "whole" else ""
     return (
-        f" ({100 * share:.2g} % instead of {100 * data.val_fraction:.2g} %, as whole documents are held out: "
+        f" ({100 * share:.3g} % instead of {100 * data.val_fraction:.3g} %, as whole documents are held out: "
         f"{finer}data.val_files chooses them)"
     )
 
