@@ -218,14 +218,14 @@ def files_of(sizes: Mapping[str, int], most: int, stem: str = "model") -> dict[s
 
     Not `split_torch_state_dict_into_shards` of huggingface_hub, which loads torch's distributed tensors: 0.4 s.
     """
-    groups: list[list[str]] = []
-    room = 0
+    groups: list[list[str]] = [[]]
+    room = most
     for name, size in sizes.items():
-        if not groups or size > room:
+        if groups[-1] and size > room:
             groups.append([])
             room = most
         groups[-1].append(name)
         room -= size
-    if len(groups) <= 1:
-        return {f"{stem}.safetensors": [*groups, []][0]}
+    if len(groups) == 1:
+        return {f"{stem}.safetensors": groups[0]}
     return {f"{stem}-{number:05d}-of-{len(groups):05d}.safetensors": group for number, group in enumerate(groups, 1)}
