@@ -63,16 +63,14 @@ def find_model(path: str | Path, option: str = "checkpoint") -> Path:
         if found is None and not given.exists():
             raise FileNotFoundError
     except (FileNotFoundError, ValueError):  # ValueError: a name with NUL, which adapter_config.json may hold
-        alike = similar(given)
-        hint = f"; did you mean {option}={' or '.join(alike)}?" if alike else ""
-        if model := HubModel.parse(str(path)):
-            try:
+        try:
+            if model := HubModel.parse(str(path)):
                 return download(model, said)
-            except UserError as error:
-                raise UserError(f"{error}{hint}") from None
-        raise UserError(
-            f"{said}: there is no such folder; give a run (runs/…), a checkpoint or a model folder{hint}"
-        ) from None
+            raise UserError(f"{said}: there is no such folder; give a run (runs/…), a checkpoint or a model folder")
+        except UserError as error:
+            alike = similar(given)
+            hint = f"; did you mean {option}={' or '.join(alike)}?" if alike else ""
+            raise UserError(f"{error}{hint}") from None
     except OSError as error:
         raise UserError(f"{said[:300]}: cannot be looked at ({error.strerror}); check the path") from None
     if found is None:
