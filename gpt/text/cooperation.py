@@ -47,7 +47,7 @@ class Cooperation:
         self.report = report
         self.reported = time.monotonic()
         self.note = self._note_of(shard.index)
-        self.begun = 0
+        self.old: dict[Path, int] = {}  # notes that were there before this process, and their times
 
     def _note_of(self, index: int) -> Path:
         return self.folder / f"failed-{index}-of-{self.shard.count}.txt"
@@ -55,9 +55,9 @@ class Cooperation:
     def begin(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.note.unlink(missing_ok=True)
-        begun = self.folder / f"begun-{self.shard.index}-of-{self.shard.count}.txt"
-        begun.write_bytes(b"")
-        self.begun = begun.stat().st_mtime_ns  # by the clock that dates the others' notes
+        for index in range(self.shard.count):
+            with suppress(FileNotFoundError):
+                self.old[self._note_of(index)] = self._note_of(index).stat().st_mtime_ns
 
     def fail(self, error: BaseException) -> None:
         """Tell the others, if the disk has room for it."""
@@ -102,12 +102,12 @@ class Cooperation:
         time.sleep(POLL_SECONDS)
 
     def _failure(self, index: int, waited: float) -> str:
-        """In words, that a shard had failed before this process began: it may yet be started again. Raises UserError
-        where it has failed since, or was not."""
+        """In words, that a shard had failed before this process began: it may yet be started again; "" where it has
+        not. Raises UserError where it has failed since, or was not started again."""
         note = self._note_of(index)
         try:
-            since, said = note.stat().st_mtime_ns > self.begun, note.read_text(encoding="utf-8")
-        except OSError:  # there is none
+            since, said = note.stat().st_mtime_ns != self.old.get(note), note.read_text(encoding="utf-8")
+        except FileNotFoundError:
             return ""
         if since or waited > OLD_FAILURE_SECONDS:
             raise UserError(f"shard={index}/{self.shard.count} has failed: {said}")

@@ -385,10 +385,10 @@ def test_the_note_of_a_failure_before_this_try_does_not_end_it(tmp_path: Path, m
     other, own = (Cooperation(tmp_path, tmp_path / "place", Shard(index, 2), said.append) for index in (1, 0))
     other.begin()
     other.fail(RuntimeError("of an earlier try"))
-    time.sleep(0.02)  # the clock of a disk may be coarse
     own.begin()
     wanted = "start shard=1/2 again, which has failed: of an earlier try"
     assert own.collect(lambda _: any(wanted in line for line in said) or None, [1], "tokens") == [True]
+    time.sleep(0.02)  # the clock of a disk may be coarse
     other.fail(RuntimeError("of this one"))
     with pytest.raises(UserError, match="shard=1/2 has failed: of this one"):
         own.collect(lambda _: None, [1], "tokens")
