@@ -117,8 +117,8 @@ def prepare(
     source = open_source(data, root / "downloads", report=report)
     val_source = open_source(data, root / "downloads", held_out=True) if data.val_files else None
     job = Job(data, tokenizer, source, val_source, whole)
-    key = _key(job)
-    folder = root / f"{data.name}-{tokenizer.name}-{key}"
+    stats = _stats(job)
+    folder = root / f"{data.name}-{tokenizer.name}-{_key(job, stats)}"
     tokenizer_made = None
     if folder.is_dir():
         remove_leftovers(folder)
@@ -128,7 +128,7 @@ def prepare(
         root.mkdir(parents=True, exist_ok=True)
         with _lock(root / f".{folder.name}.{name}lock", report):
             if not folder.is_dir():  # else somebody has just made it
-                if _key(job) != key:
+                if _stats(job) != stats:
                     raise UserError(f"{source.description}: changed while this waited for another process; run again")
                 tokenizer_made = _make(folder, job, shard, report)
     except OSError as error:  # readers turn theirs into UserErrors, so this one is about writing
@@ -143,19 +143,25 @@ def prepare(
     return open_corpus(folder, tokenizer_made)
 
 
-def _key(job: Job) -> str:
+Stats = list[list[tuple[str, int, int]]]
+
+
+def _stats(job: Job) -> Stats:
+    """Path, size in bytes and time of change of each file, of `source` and of `val_source`. Raises UserError."""
+    origins = filter(None, (job.source, job.val_source))
+    return [[(str(file), *stat_of(file)) for file in origin.files] for origin in origins]
+
+
+def _key(job: Job, stats: Stats) -> str:
     """12 hex digits of a hash of all that decides the result."""
     options = dataclasses.asdict(job.data)
     for name in ("workers", "prepared_dir", "files", "val_files"):
         del options[name]
-    files = []
-    for origin in filter(None, (job.source, job.val_source)):
-        files.append([(str(file), *stat_of(file)) for file in origin.files])
     tokenizer = dataclasses.asdict(job.tokenizer)
     if job.tokenizer.path:  # what is there counts, not where: each checkpoint of a run has the same
         theirs = build_tokenizer(job.tokenizer)
         tokenizer["path"] = [theirs.fingerprint, theirs.end_of_text, *theirs.prefix]
-    everything = [FORMAT, options, tokenizer, files, job.whole]
+    everything = [FORMAT, options, tokenizer, stats, job.whole]
     return hashlib.blake2b(json.dumps(everything).encode("utf-8"), digest_size=6).hexdigest()
 
 
