@@ -57,6 +57,8 @@ def train(config: RunConfig, stop_at: int | None = None) -> int:
         if why:
             complain(f"{why}. The same command continues from the last checkpoint.")
         return 1
+    finally:
+        ranks.close()
 
 
 def train_together(config: RunConfig, hardware: Hardware, ranks: Ranks, stop_at: int | None) -> int:

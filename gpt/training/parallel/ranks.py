@@ -5,7 +5,8 @@ environment. Rank 0 speaks and writes for all. What the host needs to agree on g
 keeps, or over gloo from memory to memory, so that no GPU has to wait for it.
 
 A process that fails leaves word of why in the store. The others notice by the connection that it loses, at once over
-gloo, within `TIMEOUT` over NCCL, and then say who it was.
+gloo, within `TIMEOUT` over NCCL, or, while they wait for each other in the store, by its `Watch`; then one of them says
+who it was.
 """
 
 from __future__ import annotations
@@ -13,9 +14,8 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -27,11 +27,11 @@ from torch import Tensor
 from gpt.config.device import processes
 from gpt.options import UserError, ran_out_of_memory
 from gpt.training.parallel.meeting import meet
+from gpt.training.parallel.watch import Watch
 
 TIMEOUT = timedelta(minutes=10)  # longest that a process waits for the others in the middle of training
 PATIENCE = timedelta(days=3)  # and while one of them prepares a corpus
-LOOK_ROUND = timedelta(seconds=10)  # how often it looks meanwhile whether one has failed
-ROLL_CALL = timedelta(seconds=2)  # for the others to answer, when one is missing
+LONGEST_PAUSE = 0.5  # seconds between two looks into the store
 # How gloo, NCCL and the store report that another process is gone.
 LOST = re.compile(
     r"Connection (closed|reset|refused)|gloo|NCCL|Broken pipe|[Tt]imed out|connectFullMesh|Socket|failed to recv"
@@ -55,7 +55,7 @@ class Elsewhere(Told):
 
 
 class Failed(Exception):
-    """Another process has left word that it has failed."""
+    """Another process has failed, or is gone, while this one waited for it."""
 
 
 class Ranks:
@@ -108,6 +108,12 @@ class Ranks:
     def tell(self, error: BaseException) -> None:
         """Leave word of why this process fails."""
 
+    def asked_to_end(self) -> None:
+        """A signal has asked this process to end: a launcher's, perhaps, that has seen another fail."""
+
+    def close(self) -> None:
+        """The run is over in this process, however it ended."""
+
 
 class Group(Ranks):
     """One of several processes. Raises UserError where the environment does not say how to find the others."""
@@ -130,7 +136,7 @@ class Group(Ranks):
         dist.init_process_group(backend, store=self.store, rank=self.rank, world_size=self.world, timeout=TIMEOUT)
         self.main, self.device, self.phase = self.rank == 0, device, 0
         self.told: BaseException | None = None  # of which the others know already
-        self.store.set(f"who/{self.rank}", f"process {os.getpid()} on {socket.gethostname()}")
+        self.watch = Watch(self.store, self.rank, self.world)
 
     def sum(self, tensor: Tensor) -> Tensor:
         dist.all_reduce(tensor)
@@ -167,7 +173,7 @@ class Group(Ranks):
         except Elsewhere:  # of a phase within, which has ended this one too
             raise
         except Exception as failure:
-            if failure is self.told:
+            if failure is self.told or self.lost(failure):  # who is lost has no word for this phase either
                 raise
             error = failure
         self.phase += 1
@@ -185,20 +191,15 @@ class Group(Ranks):
             raise error
 
     def read(self, key: str) -> str:
-        """What another process has put into the store, once it is there. Raises `Failed` where one leaves word that it
-        will not come."""
-        for _ in range(PATIENCE // LOOK_ROUND):
-            with suppress(dist.DistStoreError):  # not in this round
-                self.store.wait([key], LOOK_ROUND)
-                break
-            if failed := self.words_of_failure(range(self.world)):
-                raise Failed(failed)
+        """What another process has put into the store, once it is there. Raises `Failed` where one will not come."""
+        ends, pause = time.monotonic() + PATIENCE.total_seconds(), 0.001
+        while not self.store.check([key]):
+            given_up = self.watch.alarmed() or time.monotonic() > ends
+            if given_up and not self.store.check([key]):  # the alarm may follow what was put there
+                raise Failed("another process has failed, or is gone")
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
         return self.store.get(key).decode()
-
-    def words_of_failure(self, ranks: Iterable[int]) -> str:
-        """What these have left word of; "" for nothing."""
-        told = (rank for rank in ranks if self.store.check([f"failed/{rank}"]))
-        return "; ".join(f"rank {rank} failed: {self.store.get(f'failed/{rank}').decode()}" for rank in told)
 
     def seed(self, seed: int, step: int) -> None:
         torch.manual_seed(hash((seed, step, self.rank)) % 2**63)  # of integers, so the same in every process
@@ -218,33 +219,29 @@ class Group(Ranks):
             pass
         dist.destroy_process_group()
 
-    def why_lost(self, error: BaseException) -> str | None:
+    def lost(self, error: BaseException) -> bool:
+        """Whether an error means that another process is gone."""
         own = isinstance(error, (UserError, OSError)) or ran_out_of_memory(error)  # torch's connections raise others
-        if own or not (isinstance(error, Failed) or LOST.search(str(error))):
+        return not own and (isinstance(error, Failed) or bool(LOST.search(str(error))))
+
+    def why_lost(self, error: BaseException) -> str | None:
+        if not self.lost(error):
             return None
         with suppress(ValueError):  # not in the main thread
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as torchrun sends it at once, and kills soon after
         with suppress(Exception):
-            self.store.set(f"lost/{self.rank}", "")
-            time.sleep(ROLL_CALL.total_seconds())
-            missing = [rank for rank in range(self.world) if not self.store.check([f"lost/{rank}"])]
-            told = self.words_of_failure(missing)
-            answering = [rank for rank in range(self.world) if rank not in missing]
-            if answering[0] != self.rank:
-                return ""  # the first that is left speaks for all
-            if told:
-                return told
-            if missing:
-                return "; ".join(f"rank {rank} ({self.who(rank)}) no longer answers" for rank in missing)
-            return f"the processes lost contact: {str(error).partition(chr(10))[0]}"
+            return self.watch.roll_call(error)
         return f"rank {self.rank} has lost contact with the others, and with the store that torchrun keeps for them"
-
-    def who(self, rank: int) -> str:
-        return self.store.get(f"who/{rank}").decode() if self.store.check([f"who/{rank}"]) else "never seen"
 
     def tell(self, error: BaseException) -> None:
         with suppress(Exception):
-            self.store.set(f"failed/{self.rank}", str(error).partition("\n")[0] or type(error).__name__)
+            self.watch.tell(error)
+
+    def asked_to_end(self) -> None:
+        self.watch.asked_to_end()
+
+    def close(self) -> None:
+        self.watch.close()
 
 
 def join(device: torch.device) -> Ranks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import time
 from dataclasses import replace
 from datetime import timedelta
@@ -11,11 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from gpt.config import RunConfig
 from gpt.options import UserError
 from gpt.training import run
 from gpt.training.parallel import ranks as ranks_module
+from gpt.training.parallel import watch
 from gpt.training.parallel.ranks import Elsewhere, Failed, Group, join
 from gpt.training.run import train
 from gpt.training.saving import WholeSaving
@@ -45,26 +48,86 @@ def test_a_failure_in_a_phase_within_another_is_told_once(together: Together) ->
 
 def leaving_without_a_word_to_the_phase() -> str:
     """Rank 1 fails outside of any phase, and its connections stay: what it left word of ends the others' waiting."""
-    ranks_module.LOOK_ROUND = timedelta(seconds=0.2)
     ranks = join(torch.device("cpu"))
     assert isinstance(ranks, Group)
     if ranks.rank == 1:
         ranks.tell(RuntimeError("out of luck"))
-        ranks.store.wait(["seen/0", "seen/2"], timedelta(seconds=60))
-        return ""
+    return why_the_others_fail(ranks)
+
+
+def silent(asked_to_end: bool) -> str:
+    """Rank 1 shows no life any more while the others wait in the store, where no connection tells them."""
+    watch.SILENCE, watch.SILENCE_AT_END = (600.0, 3.0) if asked_to_end else (3.0, 3.0)
+    ranks = join(torch.device("cpu"))
+    assert isinstance(ranks, Group)
+    if ranks.rank == 1:
+        ranks.watch.over.set()
+    elif asked_to_end:
+        ranks.asked_to_end()
+    return why_the_others_fail(ranks)
+
+
+def why_the_others_fail(ranks: Group) -> str:
+    """What each says where rank 1 takes no part in a phase, and its connections stay."""
     try:
+        if ranks.rank == 1:
+            ranks.store.wait(["seen/0", "seen/2"], timedelta(seconds=60))
+            return ""
         with ranks.agreeing():
             pass
     except Failed as error:
         why = ranks.why_lost(error)
         ranks.store.set(f"seen/{ranks.rank}", "")
-        return str(error) if ranks.main else f"{error}, {why!r}"
+        return why or ""
+    finally:
+        ranks.close()
     return "agreed"
 
 
 def test_a_word_of_failure_ends_the_waiting_of_others(together: Together) -> None:
-    said = "rank 1 failed: out of luck"
-    assert together(3, leaving_without_a_word_to_the_phase) == [said, "", f"{said}, ''"]
+    """And one of them passes it on."""
+    assert sorted(together(3, leaving_without_a_word_to_the_phase)) == ["", "", "rank 1 failed: out of luck"]
+
+
+@pytest.mark.parametrize("asked_to_end", [False, True])
+def test_a_process_that_is_silent_ends_the_waiting_of_others(asked_to_end: bool, together: Together) -> None:
+    found = "".join(together(3, silent, asked_to_end))
+    assert re.fullmatch(r"rank 1 \(process \d+ on .*\) no longer answers", found)
+
+
+def busy() -> str:
+    """Rank 1 is alive but at work for longer than a silence may last, as are those that wait for it."""
+    watch.SILENCE = 3.0
+    ranks = join(torch.device("cpu"))
+    with ranks.agreeing():
+        if ranks.rank == 1:
+            time.sleep(8)
+    return "agreed"
+
+
+def test_a_process_at_work_is_waited_for(together: Together) -> None:
+    assert together(3, busy) == ["agreed"] * 3
+
+
+def failing_at_last() -> str:
+    """Rank 0, which keeps the store, fails while the others look there only now and then."""
+    ranks_module.LONGEST_PAUSE = 2.0
+    ranks = join(torch.device("cpu"))
+    try:
+        with ranks.agreeing():
+            if ranks.main:
+                time.sleep(2.5)  # the others look after 2 s and after 4
+                raise UserError("wrong")
+    except (UserError, Elsewhere) as error:
+        return type(error).__name__
+    finally:
+        ranks.close()
+        dist.destroy_process_group()
+    return ""
+
+
+def test_who_keeps_the_store_leaves_last(together: Together) -> None:
+    assert together(3, failing_at_last) == ["UserError", "Elsewhere", "Elsewhere"]
 
 
 @pytest.mark.parametrize(
