@@ -81,8 +81,11 @@ class Trainers:
         return trainer
 
     def finish(self) -> None:
-        """Let the checkpoint be completed that is being written, before another process may have the run."""
-        if self.current is not None and (error := self.current.writer.finish()):
+        """Let the checkpoint be completed that is being written, before another process may have the run; but not one
+        that waits for processes that are gone."""
+        if self.current is None or (self.current.saving.together and self.ranks.lost_contact):
+            return
+        if error := self.current.writer.finish():
             self.say(f"The checkpoint of step {self.current.state.step:,} or before could not be written: {error}")
 
     def make_plain(self) -> Trainer:

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import FrameType
 
 from gpt.signals import NotedSignals
 from gpt.training.parallel.ranks import Ranks
@@ -33,19 +33,11 @@ class Interrupts(NotedSignals):
         now = time.monotonic()
         if self.received is None:
             self.since = now
-            self.ranks.asked_to_end()
             if self.ranks.main or self.ranks.world == 1:
                 os.write(2, STOPPING)  # print may not be reentered
         elif number == signal.SIGINT and (self.ranks.world == 1 or now - self.since > ECHO):
             signal.default_int_handler(number, frame)
         super().note(number, frame)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        super().__exit__(kind, error, trace)
-        if error is not None and self.ranks.world > 1:  # torchrun sends it as soon as one has failed; the others
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # have to say why they end, and it kills soon after
 
     def stop(self, step: int) -> bool:
         """Whether to stop after this step. All processes must ask after each."""

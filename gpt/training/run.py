@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -50,15 +52,21 @@ def train(config: RunConfig, stop_at: int | None = None) -> int:
     except Told as error:  # the others are not waited for: they may be in the middle of a step, and wait for this one
         return error.status
     except BaseException as error:
+        ranks.notice(error)
         why = ranks.why_lost(error)
         if why is None:
-            ranks.tell(error)
             raise
         if why:
             complain(f"{why}. The same command continues from the last checkpoint.")
+        leave_at_once(1)
         return 1
-    finally:
-        ranks.close()
+
+
+def leave_at_once(status: int) -> None:
+    """End this process, whose threads may wait for others that are gone, and be waited for at the usual end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def train_together(config: RunConfig, hardware: Hardware, ranks: Ranks, stop_at: int | None) -> int:
@@ -83,6 +91,9 @@ def train_together(config: RunConfig, hardware: Hardware, ranks: Ranks, stop_at:
                     held.enter_context(lock(run_dir))
             try:
                 return train_locked(trainers.make, run_dir, stop_at, ranks)
+            except BaseException as error:
+                ranks.notice(error)  # now, not when a checkpoint is complete
+                raise
             finally:
                 trainers.finish()
     except UserError:
@@ -92,7 +103,7 @@ def train_together(config: RunConfig, hardware: Hardware, ranks: Ranks, stop_at:
     except Exception as error:
         if not ran_out_of_memory(error):
             raise
-        ranks.tell(error)
+        ranks.notice(error)
         complain(explain(error, trainers.current) if trainers.current else explain_building(config, corpus))
         raise Told(1) from error
 

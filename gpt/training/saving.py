@@ -62,6 +62,8 @@ def copied_model(model: Decoder) -> Decoder:
 class WholeSaving:
     """Saves the checkpoints of a trainer: of several processes, rank 0 collects all that there is, and writes it."""
 
+    together = False  # whether one process's part waits for the others'
+
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
         self.description = "gathered in rank 0, which has the memory for it" if trainer.model.sharded else ""

@@ -39,7 +39,7 @@ from gpt.training.process import random_states, resident_memory
 from gpt.training.report import Reporter, Silent
 from gpt.training.restoring import restore
 from gpt.training.samples import write_samples
-from gpt.training.saving import WholeSaving, Writer, first_not_finite
+from gpt.training.saving import Writer, first_not_finite
 from gpt.training.schedules import lr_scale
 
 COMPARED_SAMPLES = 3  # of the base and of the tuned model, shown at the end of fine-tuning
@@ -251,7 +251,7 @@ class Trainer:
             self.writer.wait()  # before there is a second copy
         self.state.scaler = self.scaler.state_dict()
         job = self.saving.job()
-        waited_for = isinstance(self.saving, WholeSaving) and not self.writer.behind  # by those who do not write
+        waited_for = not (self.saving.together or self.writer.behind)  # by those who do not write
         with self.ranks.agreeing() if waited_for else nullcontext():
             if job:
                 self.writer.run(job)

@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -413,9 +412,7 @@ def test_a_killed_process_is_no_obstacle(tmp_path: Path) -> None:
     process.kill()
     process.communicate(timeout=60)
     assert [name.endswith(".tmp") for name in leftovers(tmp_path)] == [True]
-    started = time.monotonic()
     folder = prepare(config(tmp_path, file), BYTE).folder
-    assert time.monotonic() - started < 30
     assert leftovers(tmp_path) == [folder.name]
 
 

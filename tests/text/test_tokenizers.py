@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,10 +162,9 @@ def test_gpt2_without_network_names_the_way_out(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("name", ["bpe", "gpt2"])
 @pytest.mark.parametrize("unit", ["a", " ", "\n", "!", "床", "a b", "\u3000"])
 def test_endless_runs(build: Build, name: str, unit: str) -> None:
+    """In time that is the square of the length, it would not come to an end."""
     tokenizer, text = build(name), unit * 250_000
-    started = time.monotonic()
     assert tokenizer.encode(text) == tokenizer.backend.encode(text, add_special_tokens=False).ids
-    assert time.monotonic() - started < 10
 
 
 def spec_of(backend: tokenizers.Tokenizer, **changes: Any) -> dict[str, Any]:

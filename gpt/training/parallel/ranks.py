@@ -5,8 +5,8 @@ environment. Rank 0 speaks and writes for all. What the host needs to agree on g
 keeps, or over gloo from memory to memory, so that no GPU has to wait for it.
 
 A process that fails leaves word of why in the store. The others notice by the connection that it loses, at once over
-gloo, within `TIMEOUT` over NCCL, or, while they wait for each other in the store, by its `Watch`; then one of them says
-who it was.
+gloo, within `TIMEOUT` over NCCL (launchers kill sooner), or by their `Watch` while they wait in the store; then one of
+them says who it was. A process that has lost contact ends at once: that is how those learn of it who wait for it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from torch import Tensor
 from gpt.config.device import processes
 from gpt.options import UserError, ran_out_of_memory
 from gpt.training.parallel.meeting import meet
-from gpt.training.parallel.watch import Watch
+from gpt.training.parallel.watch import ROLL_CALL, SETTLING, Peer, Watch
 
 TIMEOUT = timedelta(minutes=10)  # longest that a process waits for the others in the middle of training
 PATIENCE = timedelta(days=3)  # and while one of them prepares a corpus
 LONGEST_PAUSE = 0.5  # seconds between two looks into the store
+LEAVING = timedelta(seconds=5)  # for which the process that keeps the store waits for the others, at the end
 # How gloo, NCCL and the store report that another process is gone.
 LOST = re.compile(
     r"Connection (closed|reset|refused)|gloo|NCCL|Broken pipe|[Tt]imed out|connectFullMesh|Socket|failed to recv"
@@ -55,7 +56,7 @@ class Elsewhere(Told):
 
 
 class Failed(Exception):
-    """Another process has failed, or is gone, while this one waited for it."""
+    """Another process, for which this one waited, has failed or is gone."""
 
 
 class Ranks:
@@ -63,6 +64,7 @@ class Ranks:
 
     rank, world, local_rank, local_world = 0, 1, 0, 1
     main = True  # whether it speaks and writes
+    lost_contact = False  # whether another process is gone, as this one has noticed
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, in place; a tensor on the device, or on the CPU."""
@@ -101,18 +103,17 @@ class Ranks:
     def leave(self) -> None:
         """Wait for the others, at the end."""
 
+    def means_loss(self, error: BaseException) -> bool:
+        """Whether an error means that another process is gone."""
+        return False
+
+    def notice(self, error: BaseException) -> None:
+        """Leave word of the error that ends this process, so that nobody waits for it."""
+
     def why_lost(self, error: BaseException) -> str | None:
-        """Where an error means that another process is gone: which, and what it left word of."""
+        """Where an error means that another process is gone: which, and what it left word of; "" where another says
+        that. None for other errors."""
         return None
-
-    def tell(self, error: BaseException) -> None:
-        """Leave word of why this process fails."""
-
-    def asked_to_end(self) -> None:
-        """A signal has asked this process to end: a launcher's, perhaps, that has seen another fail."""
-
-    def close(self) -> None:
-        """The run is over in this process, however it ended."""
 
 
 class Group(Ranks):
@@ -136,7 +137,9 @@ class Group(Ranks):
         dist.init_process_group(backend, store=self.store, rank=self.rank, world_size=self.world, timeout=TIMEOUT)
         self.main, self.device, self.phase = self.rank == 0, device, 0
         self.told: BaseException | None = None  # of which the others know already
-        self.watch = Watch(self.store, self.rank, self.world)
+        self.lost_contact = False
+        self.keeper = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # whether rank 0, not torchrun, is it
+        self.watch = Watch(self.store, self.rank, self.gather(Peer.here()))
 
     def sum(self, tensor: Tensor) -> Tensor:
         dist.all_reduce(tensor)
@@ -173,30 +176,53 @@ class Group(Ranks):
         except Elsewhere:  # of a phase within, which has ended this one too
             raise
         except Exception as failure:
-            if failure is self.told or self.lost(failure):  # who is lost has no word for this phase either
+            if failure is self.told or self.means_loss(failure):  # of which the others learn otherwise
                 raise
             error = failure
         self.phase += 1
-        word = "" if error is None else str(2 if isinstance(error, UserError) else 1)
-        self.store.set(f"phase/{self.phase}/{self.rank}", word)
+        try:
+            teller, status = self.verdict(status_of(error))
+        except Failed:
+            if error is None:
+                raise
+            raise error from None
+        if status:
+            self.part()
+        self.conclude(error, teller, status)
+
+    def verdict(self, status: int) -> tuple[int, int]:
+        """The first process that failed in this phase, and its status; 0 for none."""
+        self.store.set(f"phase/{self.phase}/{self.rank}", str(status))
         if self.main:
-            words = [self.read(f"phase/{self.phase}/{rank}") for rank in range(self.world)]
-            failed = next((f"{rank} {status}" for rank, status in enumerate(words) if status), "")
-            self.store.set(f"phase/{self.phase}/verdict", failed)
-        teller, _, status = self.read(f"phase/{self.phase}/verdict").partition(" ")
-        if teller and (int(teller) != self.rank or error is None):
-            raise Elsewhere(int(status)) from error
-        if error is not None:
-            self.told = error
-            raise error
+            statuses = [int(self.read(f"phase/{self.phase}/{rank}")) for rank in range(self.world)]
+            teller = next((rank for rank, status in enumerate(statuses) if status), 0)
+            self.store.set(f"phase/{self.phase}/verdict", f"{teller} {statuses[teller]}")
+        first, _, found = self.read(f"phase/{self.phase}/verdict").partition(" ")
+        return int(first), int(found)
+
+    def conclude(self, error: BaseException | None, teller: int, status: int) -> None:
+        """Raise what ends a phase in which `teller` was the first to fail, with this status; nothing for 0."""
+        if not status:
+            return
+        if error is None or teller != self.rank:
+            raise Elsewhere(status) from error
+        self.told = error
+        raise error
+
+    def part(self) -> None:
+        """Nothing is read any more. The process that keeps the store leaves last."""
+        with suppress(Exception):
+            self.store.set(f"left/{self.rank}", "")
+            if self.main and self.keeper:
+                self.store.wait([f"left/{rank}" for rank in range(self.world)], LEAVING)
 
     def read(self, key: str) -> str:
-        """What another process has put into the store, once it is there. Raises `Failed` where one will not come."""
+        """What another process has put into the store, once it is there. Raises `Failed` where it will not come."""
         ends, pause = time.monotonic() + PATIENCE.total_seconds(), 0.001
         while not self.store.check([key]):
             given_up = self.watch.alarmed() or time.monotonic() > ends
             if given_up and not self.store.check([key]):  # the alarm may follow what was put there
-                raise Failed("another process has failed, or is gone")
+                raise Failed("another process has not come")
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
         return self.store.get(key).decode()
@@ -217,31 +243,47 @@ class Group(Ranks):
     def leave(self) -> None:
         with self.agreeing():
             pass
+        self.part()
         dist.destroy_process_group()
 
-    def lost(self, error: BaseException) -> bool:
-        """Whether an error means that another process is gone."""
-        own = isinstance(error, (UserError, OSError)) or ran_out_of_memory(error)  # torch's connections raise others
-        return not own and (isinstance(error, Failed) or bool(LOST.search(str(error))))
+    def means_loss(self, error: BaseException) -> bool:
+        if isinstance(error, Failed):
+            return True
+        told = isinstance(error, RuntimeError) and not ran_out_of_memory(error)  # as gloo, NCCL and the store do
+        return told and bool(LOST.search(str(error)))
+
+    def notice(self, error: BaseException) -> None:
+        if self.lost_contact or isinstance(error, Told):
+            return
+        self.lost_contact = self.means_loss(error)
+        if self.lost_contact:
+            with suppress(ValueError):  # not in the main thread
+                # torchrun sends it to all when one is gone, and kills them 30 s later: time to say which.
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        with suppress(Exception):  # the store may be gone
+            if self.lost_contact:
+                self.watch.note_loss()
+            else:
+                self.watch.note_failure(error)
 
     def why_lost(self, error: BaseException) -> str | None:
-        if not self.lost(error):
+        if not self.means_loss(error):
             return None
-        with suppress(ValueError):  # not in the main thread
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as torchrun sends it at once, and kills soon after
-        with suppress(Exception):
-            return self.watch.roll_call(error)
-        return f"rank {self.rank} has lost contact with the others, and with the store that torchrun keeps for them"
+        try:
+            said = self.watch.roll_call(error)
+            if self.main and self.keeper and not said:
+                time.sleep(ROLL_CALL + 2 * SETTLING)  # in which another reads there who is gone
+            return said
+        except Exception:  # without the store
+            if not self.watch.first_here():
+                return ""  # one of each machine says it
+            keeper = f"rank 0 ({self.watch.peers[0]})" if self.keeper else "torchrun"
+            return f"contact is lost with the others, and with the store that {keeper} keeps for them"
 
-    def tell(self, error: BaseException) -> None:
-        with suppress(Exception):
-            self.watch.tell(error)
 
-    def asked_to_end(self) -> None:
-        self.watch.asked_to_end()
-
-    def close(self) -> None:
-        self.watch.close()
+def status_of(error: BaseException | None) -> int:
+    """With which a process ends for an error: 2 where the user can mend it; 0 for none."""
+    return 0 if error is None else 2 if isinstance(error, UserError) else 1
 
 
 def join(device: torch.device) -> Ranks:

@@ -35,7 +35,7 @@ from gpt.text.durable import flush_file
 from gpt.text.files import appears
 from gpt.training.checkpoints import TRAINER, TrainerState, publishing, write_state
 from gpt.training.parallel.layouts import RowLayout, padded_rows
-from gpt.training.parallel.ranks import TIMEOUT, Elsewhere, Group
+from gpt.training.parallel.ranks import TIMEOUT, Group, status_of
 from gpt.training.process import random_states
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ class Item:
 
 class SharedSaving:
     """Saves the checkpoints of a trainer whose model is in shards. All processes must call it alike."""
+
+    together = True
 
     def __init__(self, trainer: Trainer, layout: RowLayout, ranks: Group) -> None:
         self.trainer, self.layout, self.ranks = trainer, layout, ranks
@@ -196,15 +198,9 @@ class SharedSaving:
         except Exception as failure:
             error = failure
         statuses: list[Any] = [None] * self.ranks.world
-        status = 0 if error is None else 2 if isinstance(error, UserError) else 1
-        dist.all_gather_object(statuses, status, group=self.group)
-        teller = next((rank for rank, status in enumerate(statuses) if status), None)
-        if teller is None:
-            return
-        if error is not None and teller == self.ranks.rank:
-            self.ranks.told = error
-            raise error
-        raise Elsewhere(statuses[teller]) from error
+        dist.all_gather_object(statuses, status_of(error), group=self.group)
+        teller = next((rank for rank, status in enumerate(statuses) if status), 0)
+        self.ranks.conclude(error, teller, statuses[teller])
 
 
 def copied(own: Tensor, shape: torch.Size) -> Rows:

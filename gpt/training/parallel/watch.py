@@ -1,108 +1,121 @@
-"""Who of a run's processes is still there, and word of why one fails, through the store that they share.
+"""Which processes of a run are gone, and what those that fail leave word of, in the store that all share.
 
-A thread of each process shows life every second, so that those count as present that wait for others, and looks for the
-next process's. Whoever fails, loses contact, or finds that the next one has been silent raises an alarm; the threads
-answer it, and the first process that asks says who does not.
+Whoever loses contact with the others, fails, or sees that a process of its own machine has ended notes so; that ends
+the waiting of the others in the store. The first of them that asks then finds in the notes who is gone: all but those
+who noted why they went.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import socket
-import threading
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch.distributed as dist
 
-PULSE = 1.0  # seconds between two signs of life
-SILENCE = 600.0  # seconds without one, after which a process counts as lost
-SILENCE_AT_END = 15.0  # once it shall end: a launcher asks all to when one is gone, and kills some 30 s later
-ROLL_CALL = 5 * PULSE  # for the others to answer
-LEAVING = 10.0  # seconds for which the process that keeps the store waits for the others, at the end
+ROLL_CALL = 3.0  # seconds in which somebody may note who is gone, once contact is lost
+SETTLING = 0.5  # seconds in which others go that ended together with it
 MOST_NAMED = 10
 
 
+@dataclass(frozen=True)
+class Peer:
+    """A process. `place`: where its id is unique, the same for all processes that see each other; "" if unknown."""
+
+    pid: int
+    host: str
+    place: str
+
+    @classmethod
+    def here(cls) -> Peer:
+        try:
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+            place = f"{boot} {os.readlink('/proc/self/ns/pid')}"
+        except OSError:  # not Linux
+            place = ""
+        return cls(os.getpid(), socket.gethostname(), place)
+
+    def gone(self) -> bool:
+        """Whether it has ended; asked in its own place."""
+        try:
+            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        return state in "ZX"  # zombie, dead
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
 class Watch:
-    """The part of one process. `store`: of this attempt at the run alone."""
+    """What one process sees, notes and reads. `store`: of this attempt at the run alone; `peers`: all, by rank."""
 
-    def __init__(self, store: dist.Store, rank: int, world: int) -> None:
-        self.store, self.rank, self.world = store, rank, world
-        store.set(f"who/{rank}", f"process {os.getpid()} on {socket.gethostname()}")
-        self.silence, self.over = SILENCE, threading.Event()
-        own: dist.Store = store.clone()  # type: ignore[attr-defined]  # as one that waits holds its store's lock
-        self.thread = threading.Thread(target=self.look, args=(own,), name="watch", daemon=True)
-        self.thread.start()
-
-    def look(self, store: dist.Store) -> None:
-        """Show life, answer an alarm, and raise one where the next process is silent; in the thread."""
-        following = f"pulse/{(self.rank + 1) % self.world}"
-        beats, seen, since, answered = 0, "", time.monotonic(), False
-        with suppress(Exception):  # without the store nobody can be told; the next who needs it will see
-            while not self.over.wait(PULSE):
-                beats += 1
-                store.set(f"pulse/{self.rank}", str(beats))
-                if not answered and store.check(["alarm"]):
-                    store.set(f"here/{self.rank}", "")
-                    answered = True
-                found = store.get(following).decode() if store.check([following]) else ""
-                if found != seen:
-                    seen, since = found, time.monotonic()
-                elif time.monotonic() - since > self.silence:
-                    store.set("alarm", "")
-
-    def asked_to_end(self) -> None:
-        """A signal has asked this process to end."""
-        self.silence = min(self.silence, SILENCE_AT_END)
+    def __init__(self, store: dist.Store, rank: int, peers: list[Peer]) -> None:
+        self.store, self.rank, self.peers = store, rank, peers
+        place = peers[rank].place
+        self.neighbours = [other for other, peer in enumerate(peers) if place and peer.place == place and other != rank]
 
     def alarmed(self) -> bool:
-        """Whether a process has failed, or is gone."""
-        return self.store.check(["alarm"])
+        """Whether a process is seen to be gone, or something is noted."""
+        return self.store.check(["notes"]) or any(self.peers[rank].gone() for rank in self.neighbours)
 
-    def tell(self, error: BaseException) -> None:
+    def first_here(self) -> bool:
+        """Whether this is the first process of its machine that is left."""
+        return all(rank > self.rank or self.peers[rank].gone() for rank in self.neighbours)
+
+    def note(self, rank: int, what: str, words: str = "") -> None:
+        line = json.dumps([rank, what, words]) + "\n"
+        self.store.append("notes", line)  # type: ignore[attr-defined]
+
+    def notes(self) -> Iterator[tuple[int, str, str]]:
+        lines = self.store.get("notes").decode() if self.store.check(["notes"]) else ""
+        for line in lines.splitlines():
+            rank, what, words = json.loads(line)
+            yield rank, what, words
+
+    def note_failure(self, error: BaseException) -> None:
         """Leave word of why this process fails."""
-        self.store.set(f"failed/{self.rank}", str(error).partition("\n")[0] or type(error).__name__)
-        self.store.set("alarm", "")
+        self.note(self.rank, "failed", str(error).partition("\n")[0] or type(error).__name__)
+
+    def note_loss(self) -> None:
+        """Leave word that this process has lost contact, and of whom it sees to be gone."""
+        self.note(self.rank, "lost")
+        for rank in self.neighbours:
+            if self.peers[rank].gone():
+                self.note(rank, "gone")
 
     def roll_call(self, error: BaseException) -> str:
-        """Who is gone, and what they left word of, once contact is lost as `error` says; "" where another process has
-        asked already, and says it."""
-        self.store.set(f"here/{self.rank}", "")
-        self.store.set("alarm", "")
+        """Who is gone or has failed, once contact is lost as `error` says; "" where another process has asked already,
+        and says it."""
         if self.store.add("asking", 1) > 1:
             return ""
-        time.sleep(ROLL_CALL)
-        ranks = range(self.world)
-        told = [rank for rank in ranks if self.store.check([f"failed/{rank}"])]
-        if told:
-            return listed(f"rank {rank} failed: {self.store.get(f'failed/{rank}').decode()}" for rank in told)
-        missing = [rank for rank in ranks if not self.store.check([f"here/{rank}"])]
-        if missing:
-            return listed(f"rank {rank} ({self.who(rank)}) no longer answers" for rank in missing)
-        return f"the processes lost contact: {str(error).partition(chr(10))[0]}"
+        ends = time.monotonic() + ROLL_CALL
+        while not self.named() and time.monotonic() < ends:
+            time.sleep(0.05)
+        time.sleep(SETTLING)
+        found = self.named() or self.unheard() or [f"the processes lost contact: {str(error).partition(chr(10))[0]}"]
+        more = [f"and {len(found) - MOST_NAMED} more"] if len(found) > MOST_NAMED else []
+        return "; ".join([*found[:MOST_NAMED], *more])
 
-    def who(self, rank: int) -> str:
-        return self.store.get(f"who/{rank}").decode() if self.store.check([f"who/{rank}"]) else "never seen"
+    def named(self) -> list[str]:
+        """A line for each process that ended without a word, or with one."""
+        for rank in self.neighbours:
+            if self.peers[rank].gone():
+                self.note(rank, "gone")
+        notes = list(self.notes())
+        excused = {rank for rank, what, _ in notes if what != "gone"}
+        gone = sorted({rank for rank, _, _ in notes} - excused)
+        failed = [f"rank {rank} failed: {words}" for rank, what, words in notes if what == "failed"]
+        return [*map(self.silent, gone), *failed]
 
-    def close(self) -> None:
-        """End the thread, at the end of the run in this process, whatever that is."""
-        self.over.set()
-        self.thread.join(LEAVING)
-        with suppress(Exception):  # the store may be gone
-            self.store.set(f"here/{self.rank}", "")
-            self.store.set(f"left/{self.rank}", "")
-            if self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # the store ends with it
-                self.wait_for_leaving()
+    def unheard(self) -> list[str]:
+        """A line for each process of other machines that has not noted to be there."""
+        heard = {self.rank, *self.neighbours, *(rank for rank, _, _ in self.notes())}
+        return [self.silent(rank) for rank in range(len(self.peers)) if rank not in heard]
 
-    def wait_for_leaving(self) -> None:
-        ends = time.monotonic() + LEAVING
-        for rank in range(self.world):
-            while not self.store.check([f"left/{rank}"]) and time.monotonic() < ends:
-                time.sleep(0.02)
-
-
-def listed(words: Iterable[str]) -> str:
-    found = list(words)
-    more = [f"and {len(found) - MOST_NAMED} more"] if len(found) > MOST_NAMED else []
-    return "; ".join([*found[:MOST_NAMED], *more])
+    def silent(self, rank: int) -> str:
+        return f"rank {rank} ({self.peers[rank]}) no longer answers"

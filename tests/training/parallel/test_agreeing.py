@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import re
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from datetime import timedelta
@@ -18,8 +20,8 @@ from gpt.config import RunConfig
 from gpt.options import UserError
 from gpt.training import run
 from gpt.training.parallel import ranks as ranks_module
-from gpt.training.parallel import watch
 from gpt.training.parallel.ranks import Elsewhere, Failed, Group, join
+from gpt.training.parallel.watch import Peer
 from gpt.training.run import train
 from gpt.training.saving import WholeSaving
 from gpt.training.trainer import Trainer
@@ -51,19 +53,19 @@ def leaving_without_a_word_to_the_phase() -> str:
     ranks = join(torch.device("cpu"))
     assert isinstance(ranks, Group)
     if ranks.rank == 1:
-        ranks.tell(RuntimeError("out of luck"))
+        ranks.notice(RuntimeError("out of luck"))
     return why_the_others_fail(ranks)
 
 
-def silent(asked_to_end: bool) -> str:
-    """Rank 1 shows no life any more while the others wait in the store, where no connection tells them."""
-    watch.SILENCE, watch.SILENCE_AT_END = (600.0, 3.0) if asked_to_end else (3.0, 3.0)
+def gone_in_silence() -> str:
+    """Rank 1 is killed, or a process in its stead, while the others wait in the store, where no connection tells."""
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    if os.environ["RANK"] == "1":
+        here = replace(Peer.here(), pid=child.pid)
+        Peer.here = lambda: here  # type: ignore[method-assign]
     ranks = join(torch.device("cpu"))
     assert isinstance(ranks, Group)
-    if ranks.rank == 1:
-        ranks.watch.over.set()
-    elif asked_to_end:
-        ranks.asked_to_end()
+    child.kill()
     return why_the_others_fail(ranks)
 
 
@@ -76,11 +78,12 @@ def why_the_others_fail(ranks: Group) -> str:
         with ranks.agreeing():
             pass
     except Failed as error:
+        ranks.notice(error)
         why = ranks.why_lost(error)
         ranks.store.set(f"seen/{ranks.rank}", "")
         return why or ""
     finally:
-        ranks.close()
+        ranks.part()
     return "agreed"
 
 
@@ -89,24 +92,9 @@ def test_a_word_of_failure_ends_the_waiting_of_others(together: Together) -> Non
     assert sorted(together(3, leaving_without_a_word_to_the_phase)) == ["", "", "rank 1 failed: out of luck"]
 
 
-@pytest.mark.parametrize("asked_to_end", [False, True])
-def test_a_process_that_is_silent_ends_the_waiting_of_others(asked_to_end: bool, together: Together) -> None:
-    found = "".join(together(3, silent, asked_to_end))
+def test_a_process_that_is_gone_ends_the_waiting_of_others(together: Together) -> None:
+    found = "".join(together(3, gone_in_silence))
     assert re.fullmatch(r"rank 1 \(process \d+ on .*\) no longer answers", found)
-
-
-def busy() -> str:
-    """Rank 1 is alive but at work for longer than a silence may last, as are those that wait for it."""
-    watch.SILENCE = 3.0
-    ranks = join(torch.device("cpu"))
-    with ranks.agreeing():
-        if ranks.rank == 1:
-            time.sleep(8)
-    return "agreed"
-
-
-def test_a_process_at_work_is_waited_for(together: Together) -> None:
-    assert together(3, busy) == ["agreed"] * 3
 
 
 def failing_at_last() -> str:
@@ -121,7 +109,6 @@ def failing_at_last() -> str:
     except (UserError, Elsewhere) as error:
         return type(error).__name__
     finally:
-        ranks.close()
         dist.destroy_process_group()
     return ""
 
@@ -135,16 +122,13 @@ def test_who_keeps_the_store_leaves_last(together: Together) -> None:
     [
         (OSError(errno.ETIMEDOUT, "Connection timed out"), True),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), True),
+        (TimeoutError("The read operation timed out"), True),
+        (torch.OutOfMemoryError("NCCL: out of memory"), True),
         (RuntimeError("Connection closed by peer [127.0.0.1]:4711"), False),
     ],
 )
-def test_what_is_wrong_with_a_file_is_not_blamed_on_another_process(
-    error: Exception, of_this_process: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    alone = object.__new__(Group)
-    alone.rank = 0
-    monkeypatch.setattr(ranks_module.signal, "signal", lambda *_: None)
-    assert (alone.why_lost(error) is None) == of_this_process
+def test_what_is_wrong_with_a_file_is_not_blamed_on_another_process(error: Exception, of_this_process: bool) -> None:
+    assert object.__new__(Group).means_loss(error) != of_this_process
 
 
 def on_own_files(config: RunConfig, folder: Path) -> str:
@@ -178,6 +162,7 @@ def out_of_memory_in_one(config: RunConfig) -> int:
 
     Trainer.update = breaking  # type: ignore[method-assign, assignment]
     run.explain = lambda error, trainer: "explained"
+    run.leave_at_once = lambda status: None
     return train(config)
 
 

@@ -66,7 +66,7 @@ def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen[str]) -> N
 
 def wait_for_writing(run_dir: Path) -> None:
     ends = time.monotonic() + 60
-    while all(folder.name.startswith("step-") for folder in (run_dir / "checkpoints").iterdir()):
+    while not list((run_dir / "checkpoints").glob("partial-*")):
         assert time.monotonic() < ends
         time.sleep(0.001)
 
