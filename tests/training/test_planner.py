@@ -152,7 +152,11 @@ CROWDED = ["model.context_length=512", "train.batch_size=2048", "cluster.gpu=RTX
     ("options", "expected"),
     [
         (CROWDED, {"train.batch_size"}),
-        (["model=gpt2-xl", "model.n_layer=16", "tokenizer=gpt2", "cluster.gpu=RTX 3080"], {"parallel", "cluster.gpus"}),
+        pytest.param(
+            ["model=gpt2-xl", "model.n_layer=16", "tokenizer=gpt2", "cluster.gpu=RTX 3080"],
+            {"parallel", "cluster.gpus"},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_nearest_that_does(
