@@ -6,8 +6,8 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,26 +46,37 @@ def train(config: RunConfig, stop_at: int | None = None) -> int:
     hardware = choose_hardware(config.train.device, config.train.precision, config.model.n_embd, config.train.compile)
     ranks = join(hardware.device)
     try:
-        status = train_together(config, hardware, ranks, stop_at)
-        ranks.leave()
-        return status
+        with ending_if_lost(ranks):
+            status = train_together(config, hardware, ranks, stop_at)
+            ranks.leave()
+            return status
     except Told as error:  # the others are not waited for: they may be in the middle of a step, and wait for this one
         return error.status
+
+
+@contextmanager
+def ending_if_lost(ranks: Ranks) -> Iterator[None]:
+    """Lets the others know at once of what goes wrong within. Where that is the loss of another, says so, and ends this
+    process, with status 1."""
+    try:
+        yield
     except BaseException as error:
         ranks.notice(error)
-        why = ranks.why_lost(error)
-        if why is None:
+        if not ranks.means_loss(error):
             raise
-        if why:
-            complain(f"{why}. The same command continues from the last checkpoint.")
-        leave_at_once(1)
-        return 1
+        try:
+            if why := ranks.why_lost(error):
+                complain(f"{why}. The same command continues from the last checkpoint.")
+        finally:
+            leave_at_once(1)
+        raise Told(1) from error  # never reached
 
 
 def leave_at_once(status: int) -> None:
-    """End this process, whose threads may wait for others that are gone, and be waited for at the usual end."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    """End this process, whose threads may wait for others that are gone, and would be waited for at the usual end."""
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(status)
 
 
@@ -89,13 +100,14 @@ def train_together(config: RunConfig, hardware: Hardware, ranks: Ranks, stop_at:
             with ranks.agreeing():
                 if ranks.main:
                     held.enter_context(lock(run_dir))
-            try:
-                return train_locked(trainers.make, run_dir, stop_at, ranks)
-            except BaseException as error:
-                ranks.notice(error)  # now, not when a checkpoint is complete
-                raise
-            finally:
-                trainers.finish()
+            with ending_if_lost(ranks):  # while nobody else may have the run
+                try:
+                    return train_locked(trainers.make, run_dir, stop_at, ranks)
+                except BaseException as error:
+                    ranks.notice(error)  # now, not when a checkpoint is complete
+                    raise
+                finally:
+                    trainers.finish()
     except UserError:
         if ranks.main and created and not CheckpointFolder(run_dir).path.exists():
             shutil.rmtree(run_dir)  # nothing has happened there

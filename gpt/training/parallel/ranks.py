@@ -6,7 +6,8 @@ keeps, or over gloo from memory to memory, so that no GPU has to wait for it.
 
 A process that fails leaves word of why in the store. The others notice by the connection that it loses, at once over
 gloo, within `TIMEOUT` over NCCL (launchers kill sooner), or by their `Watch` while they wait in the store; then one of
-them says who it was. A process that has lost contact ends at once: that is how those learn of it who wait for it.
+them says who it was. A process that has lost contact ends at once: that is how those learn of it who wait for it. Where
+all others wait in the store, a process that dies alone on its machine is noticed by the launcher only.
 """
 
 from __future__ import annotations
@@ -27,16 +28,14 @@ from torch import Tensor
 from gpt.config.device import processes
 from gpt.options import UserError, ran_out_of_memory
 from gpt.training.parallel.meeting import meet
-from gpt.training.parallel.watch import ROLL_CALL, SETTLING, Peer, Watch
+from gpt.training.parallel.watch import Peer, Watch
 
 TIMEOUT = timedelta(minutes=10)  # longest that a process waits for the others in the middle of training
 PATIENCE = timedelta(days=3)  # and while one of them prepares a corpus
 LONGEST_PAUSE = 0.5  # seconds between two looks into the store
-LEAVING = timedelta(seconds=5)  # for which the process that keeps the store waits for the others, at the end
-# How gloo, NCCL and the store report that another process is gone.
-LOST = re.compile(
-    r"Connection (closed|reset|refused)|gloo|NCCL|Broken pipe|[Tt]imed out|connectFullMesh|Socket|failed to recv"
-)
+LEAVING = timedelta(seconds=10)  # for which the process that keeps the store waits for the others, at the end
+# How gloo and NCCL report that another process is gone.
+LOST = re.compile(r"Connection (closed|reset|refused)|\bgloo\b|NCCL|Broken pipe|[Tt]imed out|connectFullMesh|Socket")
 T = TypeVar("T")
 
 
@@ -137,7 +136,7 @@ class Group(Ranks):
         dist.init_process_group(backend, store=self.store, rank=self.rank, world_size=self.world, timeout=TIMEOUT)
         self.main, self.device, self.phase = self.rank == 0, device, 0
         self.told: BaseException | None = None  # of which the others know already
-        self.lost_contact = False
+        self.noticed = self.lost_contact = False
         self.keeper = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # whether rank 0, not torchrun, is it
         self.watch = Watch(self.store, self.rank, self.gather(Peer.here()))
 
@@ -182,7 +181,7 @@ class Group(Ranks):
         self.phase += 1
         try:
             teller, status = self.verdict(status_of(error))
-        except Failed:
+        except Exception:  # contact is lost, or an alarm has come
             if error is None:
                 raise
             raise error from None
@@ -210,7 +209,7 @@ class Group(Ranks):
         raise error
 
     def part(self) -> None:
-        """Nothing is read any more. The process that keeps the store leaves last."""
+        """The last verdict has been read. The process that keeps the store leaves when all have."""
         with suppress(Exception):
             self.store.set(f"left/{self.rank}", "")
             if self.main and self.keeper:
@@ -247,37 +246,36 @@ class Group(Ranks):
         dist.destroy_process_group()
 
     def means_loss(self, error: BaseException) -> bool:
-        if isinstance(error, Failed):
+        if isinstance(error, (Failed, dist.DistError)):
             return True
-        told = isinstance(error, RuntimeError) and not ran_out_of_memory(error)  # as gloo, NCCL and the store do
+        told = isinstance(error, RuntimeError) and not ran_out_of_memory(error)
         return told and bool(LOST.search(str(error)))
 
     def notice(self, error: BaseException) -> None:
-        if self.lost_contact or isinstance(error, Told):
+        if self.noticed:
             return
-        self.lost_contact = self.means_loss(error)
+        self.noticed, self.lost_contact = True, self.means_loss(error)
         if self.lost_contact:
             with suppress(ValueError):  # not in the main thread
                 # torchrun sends it to all when one is gone, and kills them 30 s later: time to say which.
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        what = "left" if isinstance(error, Told) else "lost" if self.lost_contact else "failed"
+        words = "" if isinstance(error, Failed) else str(error).partition("\n")[0] or type(error).__name__
         with suppress(Exception):  # the store may be gone
-            if self.lost_contact:
-                self.watch.note_loss()
-            else:
-                self.watch.note_failure(error)
+            self.watch.note(self.rank, what, words)
 
     def why_lost(self, error: BaseException) -> str | None:
         if not self.means_loss(error):
             return None
         try:
-            said = self.watch.roll_call(error)
-            if self.main and self.keeper and not said:
-                time.sleep(ROLL_CALL + 2 * SETTLING)  # in which another reads there who is gone
+            said = self.watch.roll_call()
+            if self.main and self.keeper:
+                self.watch.stay(LEAVING.total_seconds())
             return said
-        except Exception:  # without the store
-            if not self.watch.first_here():
-                return ""  # one of each machine says it
-            keeper = f"rank 0 ({self.watch.peers[0]})" if self.keeper else "torchrun"
+        except Exception:  # without the store, the first process of each machine says so
+            if any(rank < self.rank for rank in self.watch.neighbours if not (self.keeper and rank == 0)):
+                return ""
+            keeper = self.watch.name(0) if self.keeper else "torchrun"
             return f"contact is lost with the others, and with the store that {keeper} keeps for them"
 
 

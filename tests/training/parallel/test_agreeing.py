@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from gpt.options import UserError
 from gpt.training import run
 from gpt.training.parallel import ranks as ranks_module
 from gpt.training.parallel.ranks import Elsewhere, Failed, Group, join
-from gpt.training.parallel.watch import Peer
+from gpt.training.parallel.watch import Peer, status_of
 from gpt.training.run import train
 from gpt.training.saving import WholeSaving
 from gpt.training.trainer import Trainer
@@ -54,6 +55,7 @@ def leaving_without_a_word_to_the_phase() -> str:
     assert isinstance(ranks, Group)
     if ranks.rank == 1:
         ranks.notice(RuntimeError("out of luck"))
+        ranks.notice(RuntimeError("and again"))  # as the same error comes by
     return why_the_others_fail(ranks)
 
 
@@ -61,7 +63,7 @@ def gone_in_silence() -> str:
     """Rank 1 is killed, or a process in its stead, while the others wait in the store, where no connection tells."""
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     if os.environ["RANK"] == "1":
-        here = replace(Peer.here(), pid=child.pid)
+        here = replace(Peer.here(), pid=child.pid, started=status_of(child.pid)[1])
         Peer.here = lambda: here  # type: ignore[method-assign]
     ranks = join(torch.device("cpu"))
     assert isinstance(ranks, Group)
@@ -97,6 +99,57 @@ def test_a_process_that_is_gone_ends_the_waiting_of_others(together: Together) -
     assert re.fullmatch(r"rank 1 \(process \d+ on .*\) no longer answers", found)
 
 
+def keeper_gone() -> str:
+    """Rank 0, which keeps the store, ends without a word while the others look there."""
+    ranks = join(torch.device("cpu"))
+    assert isinstance(ranks, Group)
+    if ranks.main:
+        time.sleep(1)
+        return ""
+    try:
+        with ranks.agreeing():
+            pass
+    except RuntimeError as error:
+        ranks.notice(error)
+        return ranks.why_lost(error) or ""
+    return "agreed"
+
+
+def test_without_the_store_one_process_says_so(together: Together) -> None:
+    found = together(3, keeper_gone)
+    said = r"contact is lost with the others, and with the store that rank 0 \(process \d+ on .*\) keeps for them"
+    assert re.fullmatch(said, found[1])
+    assert found[2] == ""
+
+
+def own_error_and_an_alarm() -> str:
+    """Rank 1's own mistake is waiting for its verdict when rank 0 fails outside of the phase."""
+    ranks = join(torch.device("cpu"))
+    if ranks.main:
+        time.sleep(1)
+        ranks.notice(RuntimeError("out of luck"))
+        time.sleep(2)
+        return ""
+    try:
+        with ranks.agreeing():
+            raise UserError("a mistake")
+    except UserError as error:
+        return str(error)
+
+
+def test_an_alarm_does_not_hide_an_own_error(together: Together) -> None:
+    assert together(2, own_error_and_an_alarm) == ["", "a mistake"]
+
+
+def test_who_ends_because_of_another_leaves_word() -> None:
+    alone = object.__new__(Group)
+    alone.rank, alone.noticed = 3, False
+    alone.watch = SimpleNamespace(note=lambda *words: noted.append(words))  # type: ignore[assignment]
+    noted: list[tuple[object, ...]] = []
+    alone.notice(Elsewhere(2))
+    assert [words[:2] for words in noted] == [(3, "left")]
+
+
 def failing_at_last() -> str:
     """Rank 0, which keeps the store, fails while the others look there only now and then."""
     ranks_module.LONGEST_PAUSE = 2.0
@@ -124,7 +177,9 @@ def test_who_keeps_the_store_leaves_last(together: Together) -> None:
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), True),
         (TimeoutError("The read operation timed out"), True),
         (torch.OutOfMemoryError("NCCL: out of memory"), True),
+        (RuntimeError("no such file: igloo.safetensors"), True),
         (RuntimeError("Connection closed by peer [127.0.0.1]:4711"), False),
+        (dist.DistNetworkError("Failed to recv, got 0 bytes"), False),
     ],
 )
 def test_what_is_wrong_with_a_file_is_not_blamed_on_another_process(error: Exception, of_this_process: bool) -> None:

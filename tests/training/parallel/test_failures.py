@@ -64,9 +64,10 @@ def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen[str]) -> N
         time.sleep(0.02)
 
 
-def wait_for_writing(run_dir: Path) -> None:
+def wait_for_writing(run_dir: Path, process: subprocess.Popen[str]) -> None:
     ends = time.monotonic() + 60
     while not list((run_dir / "checkpoints").glob("partial-*")):
+        assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < ends
         time.sleep(0.001)
 
@@ -109,13 +110,13 @@ def straight(options: Callable[..., list[str]], tmp_path: Path) -> Callable[...,
 def test_torchrun_starts_again_what_a_kill_has_ended(
     how: list[str], options: Callable[..., list[str]], straight: Callable[..., list[bytes]], tmp_path: Path
 ) -> None:
-    """The last one in the middle of a checkpoint that all write together, while they wait for it in the store."""
+    """The last one while all write a checkpoint together."""
     run_dir = tmp_path / "killed"
     with ending(torchrun(options("killed", *how), "--max-restarts=2")) as process:
         wait_for_step(run_dir, 17, process)
         killed = process_of_rank(2, run_dir)
         if "train.save=sharded" in how:
-            wait_for_writing(run_dir)
+            wait_for_writing(run_dir, process)
         os.kill(killed, signal.SIGKILL)
         _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
