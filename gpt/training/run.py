@@ -65,7 +65,7 @@ def ending_if_lost(ranks: Ranks) -> Iterator[None]:
         if not ranks.means_loss(error):
             raise
         try:
-            if why := ranks.why_lost(error):
+            if why := ranks.why_lost():
                 complain(f"{why}. The same command continues from the last checkpoint.")
         finally:
             leave_at_once(1)

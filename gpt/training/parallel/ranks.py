@@ -109,10 +109,9 @@ class Ranks:
     def notice(self, error: BaseException) -> None:
         """Leave word of the error that ends this process, so that nobody waits for it."""
 
-    def why_lost(self, error: BaseException) -> str | None:
-        """Where an error means that another process is gone: which, and what it left word of; "" where another says
-        that. None for other errors."""
-        return None
+    def why_lost(self) -> str:
+        """Once contact is lost: who is gone, and what they left word of; "" where another process says that."""
+        return ""
 
 
 class Group(Ranks):
@@ -264,9 +263,7 @@ class Group(Ranks):
         with suppress(Exception):  # the store may be gone
             self.watch.note(self.rank, what, words)
 
-    def why_lost(self, error: BaseException) -> str | None:
-        if not self.means_loss(error):
-            return None
+    def why_lost(self) -> str:
         try:
             said = self.watch.roll_call()
             if self.main and self.keeper:

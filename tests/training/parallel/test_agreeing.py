@@ -81,9 +81,9 @@ def why_the_others_fail(ranks: Group) -> str:
             pass
     except Failed as error:
         ranks.notice(error)
-        why = ranks.why_lost(error)
+        why = ranks.why_lost()
         ranks.store.set(f"seen/{ranks.rank}", "")
-        return why or ""
+        return why
     finally:
         ranks.part()
     return "agreed"
@@ -111,7 +111,7 @@ def keeper_gone() -> str:
             pass
     except RuntimeError as error:
         ranks.notice(error)
-        return ranks.why_lost(error) or ""
+        return ranks.why_lost()
     return "agreed"
 
 
