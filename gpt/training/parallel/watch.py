@@ -38,12 +38,12 @@ class Peer:
             if os.readlink("/proc/self") == str(pid):  # it may show the processes of another namespace
                 boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
                 place = f"{boot} {os.readlink('/proc/self/ns/pid')}"
-        return cls(pid, socket.gethostname(), place, status_of(pid)[1] if place else b"")
+        return cls(pid, socket.gethostname(), place, process_state(pid)[1] if place else b"")
 
     def gone(self) -> bool:
         """Whether it has ended, as far as can be seen in its own place."""
         try:
-            state, started = status_of(self.pid)
+            state, started = process_state(self.pid)
         except (FileNotFoundError, ProcessLookupError):
             return True
         except OSError:  # no descriptor left, say
@@ -54,7 +54,7 @@ class Peer:
         return f"process {self.pid} on {self.host}"
 
 
-def status_of(pid: int) -> tuple[bytes, bytes]:
+def process_state(pid: int) -> tuple[bytes, bytes]:
     """The state of a process, and when it was started. Raises OSError. See proc_pid_stat(5)."""
     fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     return fields[0], fields[19]
@@ -74,6 +74,8 @@ class Watch:
         return self.store.check(["notes"]) or any(self.peers[rank].gone() for rank in self.neighbours)
 
     def note(self, rank: int, what: str, words: str = "") -> None:
+        """Of itself a process notes that it has "failed", has "lost" contact, or has "left" because another failed; of
+        a neighbour that it is "gone"."""
         line = json.dumps([rank, what, words]) + "\n"
         self.store.append("notes", line)  # type: ignore[attr-defined]
 

@@ -22,7 +22,7 @@ from gpt.options import UserError
 from gpt.training import run
 from gpt.training.parallel import ranks as ranks_module
 from gpt.training.parallel.ranks import Elsewhere, Failed, Group, join
-from gpt.training.parallel.watch import Peer, status_of
+from gpt.training.parallel.watch import Peer, process_state
 from gpt.training.run import train
 from gpt.training.saving import WholeSaving
 from gpt.training.trainer import Trainer
@@ -63,7 +63,7 @@ def gone_in_silence() -> str:
     """Rank 1 is killed, or a process in its stead, while the others wait in the store, where no connection tells."""
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     if os.environ["RANK"] == "1":
-        here = replace(Peer.here(), pid=child.pid, started=status_of(child.pid)[1])
+        here = replace(Peer.here(), pid=child.pid, started=process_state(child.pid)[1])
         Peer.here = lambda: here  # type: ignore[method-assign]
     ranks = join(torch.device("cpu"))
     assert isinstance(ranks, Group)

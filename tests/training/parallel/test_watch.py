@@ -13,7 +13,7 @@ import pytest
 import torch.distributed as dist
 
 from gpt.training.parallel import watch as watch_module
-from gpt.training.parallel.watch import Peer, Watch, status_of
+from gpt.training.parallel.watch import Peer, Watch, process_state
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
@@ -58,7 +58,7 @@ def test_who_is_gone(ended: int) -> None:
 
 def test_a_zombie_is_gone() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    peer = Peer(child.pid, "host", "here", status_of(child.pid)[1])
+    peer = Peer(child.pid, "host", "here", process_state(child.pid)[1])
     assert not peer.gone()
     child.kill()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # which leaves its entry
@@ -72,7 +72,7 @@ def test_what_cannot_be_looked_at_is_not_gone(monkeypatch: pytest.MonkeyPatch) -
     def exhausted(pid: int) -> tuple[bytes, bytes]:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(watch_module, "status_of", exhausted)
+    monkeypatch.setattr(watch_module, "process_state", exhausted)
     assert not here.gone()
 
 
