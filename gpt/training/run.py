@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
@@ -69,10 +70,9 @@ def ending_if_lost(ranks: Ranks) -> Iterator[None]:
                 complain(f"{why}. The same command continues from the last checkpoint.")
         finally:
             leave_at_once(1)
-        raise Told(1) from error  # never reached
 
 
-def leave_at_once(status: int) -> None:
+def leave_at_once(status: int) -> NoReturn:
     """End this process, whose threads may wait for others that are gone, and would be waited for at the usual end."""
     with suppress(OSError):
         sys.stdout.flush()
