@@ -55,6 +55,17 @@ def operations_of(kind: str) -> Iterator[None]:
         _pretended.pop()
 
 
+def embed_tied(tokens: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of a matrix that the head shares, and the matrix for the head. tokens [B, T], weight [P, C] → [B, T, C] and
+    [P, C].
+
+    The head's gradient is dense, that of the rows touches few: they are added to it in its place. Autograd would add
+    two matrices, into a third.
+    """
+    found: tuple[Tensor, Tensor] = TiedEmbedding.apply(tokens, weight)
+    return found
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / rms(x) * weight over the last axis (Zhang and Sennrich 2019). x [..., C] → [..., C]."""
     if by_hand(x):
@@ -92,6 +103,19 @@ def rms_norm_gradient(grad: Tensor, normal: Tensor, scale: Tensor) -> Tensor:
     """
     mean = (grad * normal).mean(dim=-1, keepdim=True)
     return grad.addcmul_(normal, mean, value=-1).mul_(scale)
+
+
+class TiedEmbedding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(tokens)
+        return F.embedding(tokens, weight), weight.view_as(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, table_grad: Tensor) -> tuple[None, Tensor]:
+        (tokens,) = ctx.saved_tensors
+        return None, table_grad.index_add_(0, tokens.flatten(), grad.flatten(0, -2).to(table_grad.dtype))
 
 
 class RMSNorm(torch.autograd.Function):

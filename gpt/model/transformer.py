@@ -11,7 +11,7 @@ and keys); Vaswani et al. 2017 (sinusoidal positions). Structure after nanoGPT's
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gpt.config import ModelConfig
 from gpt.model.attention import cached_attention, causal_attention
-from gpt.model.fused import activation_dtype, by_hand, dropout, normalise_and_rotate, rotate, swiglu
+from gpt.model.fused import activation_dtype, by_hand, dropout, embed_tied, normalise_and_rotate, rotate, swiglu
 from gpt.model.hardware import check_memory
 from gpt.model.kv_cache import KVCache
 from gpt.model.loss import chunk_rows, head_loss, recomputed_loss, summed_cross_entropy
@@ -29,6 +29,8 @@ from gpt.model.norms import norm_layer
 VOCAB_MULTIPLE = 64  # matrix kernels like round sizes; padding rows are never predicted and never saved
 INIT_STD = 0.02
 LOSS_POSITIONS = 2048  # tokens whose logits evaluation holds at once
+
+Trunk = Callable[[Tensor, KVCache | None, bool], Tensor]  # as `Decoder.trunk`
 
 
 class Decoder(nn.Module):
@@ -91,37 +93,48 @@ class Decoder(nn.Module):
             table.weight[self.vocab_size :] = 0
 
     def forward(
-        self, tokens: Tensor, targets: Tensor | None = None, cache: KVCache | None = None, last_only: bool = False
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        cache: KVCache | None = None,
+        last_only: bool = False,
+        trunk: Trunk | None = None,
     ) -> Tensor:
         """Run the decoder on token ids [B, T].
 
         With `targets` [B, T] (`batches.IGNORE` where a position does not count): the loss in nats, summed, scalar fp32.
         Without: logits [B, T, V], or [B, 1, V] with `last_only`. With a `cache`, the tokens continue what it holds,
-        and it holds them afterwards. Raises ValueError where they exceed the context.
+        and it holds them afterwards. `trunk`: `self.trunk`, or that compiled. Raises ValueError where they exceed the
+        context.
         """
-        x = self.hidden(tokens, cache, last_only)
-        return self.head(x)[..., : self.vocab_size] if targets is None else self.summed_loss(x, targets)
+        x, table = self.embedded(tokens, cache)
+        x = (trunk or self.trunk)(x, cache, last_only)
+        return self.head(x)[..., : self.vocab_size] if targets is None else self.summed_loss(x, targets, table)
 
-    def hidden(self, tokens: Tensor, cache: KVCache | None = None, last_only: bool = False) -> Tensor:
-        """What the head reads, [B, T or 1, C], of token ids [B, T]; as `forward`."""
+    def embedded(self, tokens: Tensor, cache: KVCache | None = None) -> tuple[Tensor, Tensor | None]:
+        """The embeddings [B, T, C] of token ids [B, T], and the same matrix [P, C] for the head, where that is tied."""
         end = tokens.shape[1] + (max(cache.lengths) if cache else 0)
         if end > self.config.context_length:
             raise ValueError(f"{end} tokens exceed the context length {self.config.context_length}")
-        positions = cache.positions(tokens.shape[1]) if cache else torch.arange(end, device=tokens.device)
-        # Of a tied matrix the head's gradient is dense, and that of the few rows embedded here is added to it.
-        sparse = self.config.tie_embeddings and by_hand(self.embed.weight)
-        x = F.embedding(tokens, self.embed.weight, sparse=sparse)  # [B, T, C]
+        if self.config.tie_embeddings and by_hand(self.embed.weight):
+            return embed_tied(tokens, self.embed.weight)
+        return self.embed(tokens), None
+
+    def trunk(self, x: Tensor, cache: KVCache | None = None, last_only: bool = False) -> Tensor:
+        """What the head reads, [B, T or 1, C], of embeddings [B, T, C]; as `forward`."""
+        length = x.shape[1]
+        positions = cache.positions(length) if cache else torch.arange(length, device=x.device)
         if self.config.position_kind == "learned":
             x = x + self.positions(positions)
         elif self.config.position_kind == "sinusoidal":
             x = x + self.sinusoids[positions].to(x.dtype)
         x = self.dropout(x)
         rotary = self.rotary[:, positions] if self.config.position_kind == "rotary" else None
-        mask = cache.mask(tokens.shape[1]) if cache else None
+        mask = cache.mask(length) if cache else None
         for layer, block in enumerate(self.blocks):
             x = self.run_block(block, x, rotary, layer, cache, mask)
         if cache:
-            cache.advance(tokens.shape[1])
+            cache.advance(length)
         return self.norm(x[:, -1:] if last_only else x)
 
     def run_block(self, block: nn.Module, x: Tensor, *others: object) -> Tensor:
@@ -131,8 +144,8 @@ class Decoder(nn.Module):
             return checkpoint(block, x, *others, use_reentrant=False, preserve_rng_state=self.config.dropout > 0)
         return block(x, *others)
 
-    def summed_loss(self, x: Tensor, targets: Tensor) -> Tensor:
-        """The loss in nats, summed, scalar fp32. x [B, T, C], targets [B, T].
+    def summed_loss(self, x: Tensor, targets: Tensor, table: Tensor | None = None) -> Tensor:
+        """The loss in nats, summed, scalar fp32. x [B, T, C], targets [B, T]; table [P, C]: as `embedded` gives it.
 
         No more than a chunk of the logits is there at once, without gradients `LOSS_POSITIONS` rows: those of a context
         of 40,960 tokens and a vocabulary of 151,936 would take 25 GB.
@@ -140,7 +153,7 @@ class Decoder(nn.Module):
         if torch.is_grad_enabled():
             if activation_dtype(x) is torch.float16:  # sums over tokens would overflow before the scaler sees them
                 return recomputed_loss(self.training_logits, x, targets, chunk_rows(len(self.head.weight)))
-            return head_loss(x, self.head.weight, targets, self.vocab_size)
+            return head_loss(x, self.head.weight if table is None else table, targets, self.vocab_size)
         parts = zip(x.flatten(0, 1).split(LOSS_POSITIONS), targets.flatten().split(LOSS_POSITIONS), strict=True)
         return torch.stack([summed_cross_entropy(self.training_logits(part), aims) for part, aims in parts]).sum()
 

@@ -50,8 +50,7 @@ class Reporter:
         self.curves: list[Curve] | None = None  # read from the file when first drawn, and kept up from then on
         self.state = state
         self.tokens_per_step = config.train.global_batch * tokens_per_sequence
-        peak = peak_flops(hardware)
-        self.flops_per_token, self.peak = model.flops_per_token(), peak and peak * processes()
+        self.flops_per_token, self.peak = model.flops_per_token(), self.hardware_peak()
         self.val_bits = state.best_bits_per_byte
         self.began, self.before = state.step, state.elapsed_seconds
         self.told = False  # how long it will take, and how much memory it takes
@@ -65,11 +64,17 @@ class Reporter:
         """Of training and evaluation, over all sessions of the run."""
         return self.before + time.perf_counter() - self.started
 
+    def hardware_peak(self) -> float | None:
+        """Of all processes together, in FLOP/s."""
+        peak = peak_flops(self.hardware)
+        return peak and peak * processes()
+
     def log_training(self, step: int, loss: float, norm: float, scale: float) -> None:
         """Record one step: its loss in nats a token, gradient norm, and learning rate over its peak."""
-        now = time.perf_counter()
-        speed = (step - self.mark_step) * self.tokens_per_step / (now - self.mark)
-        self.mark, self.mark_step = now, step
+        speed = (step - self.mark_step) * self.tokens_per_step / (time.perf_counter() - self.mark)
+        if self.peak and not self.told:  # once more, as the moment of the start may have been a busy one
+            self.peak = max(self.peak, self.hardware_peak() or 0)
+        self.mark, self.mark_step = time.perf_counter(), step
         values = {
             "train/loss": loss,
             "train/lr": scale * self.config.optimizer.lr,

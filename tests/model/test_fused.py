@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gpt.config import ModelConfig
 from gpt.model.attention import blocked_causal_attention
-from gpt.model.fused import dropout, dropout_mask, normalise_and_rotate, rms_norm, swiglu
+from gpt.model.fused import dropout, dropout_mask, embed_tied, normalise_and_rotate, rms_norm, swiglu
 from gpt.model.kv_cache import KVCache
 from gpt.model.loss import HeadLoss, head_loss, recomputed_loss
 from gpt.model.transformer import Decoder
@@ -34,6 +34,33 @@ def agree(fused, plain, *inputs: Tensor, tolerance: float = 1e-5) -> None:
     exact = gradients(plain, *(x.double() for x in inputs))
     for got, wanted in zip(gradients(fused, *inputs), exact, strict=True):
         assert (got - wanted).norm() <= tolerance * wanted.norm()
+
+
+def test_a_tied_matrix_gets_both_gradients_in_one_place():
+    torch.manual_seed(0)
+    tokens = torch.tensor([[3, 1, 3], [0, 3, 1]])
+
+    def through(embed):
+        def function(weight: Tensor, factor: Tensor) -> Tensor:
+            rows, table = embed(tokens, weight)
+            return (rows * factor) @ table.T
+
+        return function
+
+    agree(
+        through(embed_tied), through(lambda tokens, weight: (weight[tokens], weight)), torch.randn(5, 4), torch.rand(4)
+    )
+
+    weight = torch.randn(1000, 64, requires_grad=True)
+    peaks = []
+    for embed in (embed_tied, lambda tokens, weight: (F.embedding(tokens, weight), weight)):
+        rows, table = embed(tokens, weight)
+        loss = head_loss(rows, table, tokens, 1000)  # makes the table's gradient at once
+        with LiveBytes() as counted:
+            loss.backward()
+        peaks.append(counted.peak / weight.nbytes)
+    assert peaks[0] < 0.1
+    assert peaks[1] > 1
 
 
 def test_rms_norm():

@@ -31,20 +31,20 @@ def poison_sequence(monkeypatch: pytest.MonkeyPatch, config: Any, sequence: int)
     corpus = prepare(config.data, config.tokenizer)
     trainer = Trainer(config, corpus, CPU, Path(config.run_dir))
     wanted = torch.from_numpy(trainer.data.batch(sequence, 1)[0])[0]
-    hidden, forward = transformer.Decoder.hidden, transformer.MLP.forward
+    embedded, forward = transformer.Decoder.embedded, transformer.MLP.forward
     seen: dict[str, torch.Tensor] = {}
 
     def noting(self: Any, tokens: torch.Tensor, *others: Any) -> torch.Tensor:
         seen["rows"] = (tokens == wanted).all(1) if tokens.shape[1] == len(wanted) else torch.zeros(len(tokens)) > 0
         seen["block"] = torch.tensor(0)
-        return hidden(self, tokens, *others)
+        return embedded(self, tokens, *others)
 
     def poisoned(self: Any, x: torch.Tensor) -> torch.Tensor:
         seen["block"] = seen["block"] + 1
         result = forward(self, x)
         return result.masked_fill(seen["rows"][:, None, None], math.nan) if seen["block"] == 2 else result
 
-    monkeypatch.setattr(transformer.Decoder, "hidden", noting)
+    monkeypatch.setattr(transformer.Decoder, "embedded", noting)
     monkeypatch.setattr(transformer.MLP, "forward", poisoned)
     return corpus.tokenizer.decode(wanted.tolist())
 

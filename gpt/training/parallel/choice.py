@@ -30,8 +30,8 @@ def make_strategy(config: RunConfig, model: Decoder, hardware: Hardware, ranks: 
     if isinstance(ranks, Group) and choose(config, model, device, ranks) == "fsdp":
         return Sharded(model, ranks, dtype, mesh_of(ranks, device), hardware)
     model.to(device)
-    hidden = torch.compile(model.hidden) if hardware.compile else model.hidden
-    return Replicated(model, hidden, ranks, dtype) if isinstance(ranks, Group) else Alone(model, hidden)
+    trunk = torch.compile(model.trunk) if hardware.compile else model.trunk
+    return Replicated(model, trunk, ranks, dtype) if isinstance(ranks, Group) else Alone(model, trunk)
 
 
 def choose(config: RunConfig, model: Decoder, device: torch.device, ranks: Ranks) -> str:

@@ -19,14 +19,12 @@ from torch import Tensor, nn
 
 from gpt.model.hardware import Hardware
 from gpt.model.huggingface import load_weights, matching_tensors
-from gpt.model.transformer import Decoder
+from gpt.model.transformer import Decoder, Trunk
 from gpt.training.parallel.layouts import Layout, RowLayout
 from gpt.training.parallel.ranks import Ranks
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
-
-Hidden = Callable[[Tensor], Tensor]
 
 
 class Alone:
@@ -34,14 +32,15 @@ class Alone:
 
     name = "alone"
 
-    def __init__(self, model: Decoder, hidden: Hidden | None = None) -> None:
-        """`hidden`: `model.hidden`, or that compiled."""
-        self.model, self.hidden = model, hidden or model.hidden
+    def __init__(self, model: Decoder, trunk: Trunk | None = None) -> None:
+        """`trunk`: `model.trunk`, or that compiled."""
+        self.model, self.trunk = model, trunk or model.trunk
         self.layout = Layout()
 
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of a micro-batch [B, T], summed over its tokens, scalar."""
-        return self.model.summed_loss(self.hidden(inputs), targets)
+        found: Tensor = self.model(inputs, targets, trunk=self.trunk)
+        return found
 
     @contextmanager
     def micro_batch(self, last: bool) -> Iterator[None]:
@@ -82,11 +81,11 @@ class Replicated(Alone):
 
     name = "ddp"
 
-    def __init__(self, model: Decoder, hidden: Hidden, ranks: Ranks, reduce_dtype: torch.dtype) -> None:
-        super().__init__(model, hidden)
+    def __init__(self, model: Decoder, trunk: Trunk, ranks: Ranks, reduce_dtype: torch.dtype) -> None:
+        super().__init__(model, trunk)
         self.layout = Layout(ranks.rank, ranks.world)
         self.wrapped = nn.parallel.DistributedDataParallel(
-            Loss(model, hidden), forward_sync_buffers=False, gradient_as_bucket_view=True
+            model, forward_sync_buffers=False, gradient_as_bucket_view=True
         )
         self.wrapped.register_comm_hook(reduce_dtype, summed)
 
@@ -98,7 +97,7 @@ class Replicated(Alone):
             parameter.grad = None
 
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        found: Tensor = self.wrapped(inputs, targets)
+        found: Tensor = self.wrapped(inputs, targets, trunk=self.trunk)
         return found
 
     @contextmanager
@@ -108,17 +107,6 @@ class Replicated(Alone):
         else:
             with self.wrapped.no_sync():
                 yield
-
-
-class Loss(nn.Module):
-    """What `DistributedDataParallel` wraps, as it wants one call for forward."""
-
-    def __init__(self, model: Decoder, hidden: Hidden) -> None:
-        super().__init__()
-        self.model, self.hidden = model, hidden
-
-    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        return self.model.summed_loss(self.hidden(inputs), targets)
 
 
 def summed(dtype: torch.dtype, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
