@@ -101,7 +101,7 @@ def load_newleaf(folder: Path, precision: str, sequences: int) -> Generate:
     model = open_model(folder).eval()
     hardware = decoding_hardware("cpu", "auto" if quantize != "none" else precision, model.config.n_embd)
     model.to(hardware.dtype)
-    lay_out(model, hardware, quantize, batched=sequences > 1)
+    lay_out(model, hardware, quantize)
 
     def generate(prompts: Prompts, n_new: int) -> list[list[int]]:
         rows = [Row(list(prompt), random_stream(0, number)) for number, prompt in enumerate(prompts)]

@@ -36,8 +36,7 @@ class Sampler:
         hardware = decoding_hardware(config.device, config.precision, self.model.config.n_embd)
         count = self.model.parameter_count()
         self.model.to(hardware.device, hardware.dtype).eval()
-        several = bool(config.prompt_file) or max(config.num_samples, config.num_beams) > 1
-        layout = lay_out(self.model, hardware, config.quantize, several and config.batch_size > 1)
+        layout = lay_out(self.model, hardware, config.quantize)
         temperature = DEFAULT_TEMPERATURE if config.temperature is None else config.temperature
         self.sampling = Sampling(temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty)
         place = hardware.describe(self.model.config.head_width, cached=True)

@@ -29,6 +29,7 @@ from gpt.options import UserError
 
 GROUP = 32  # inputs that share a scale in int4
 INT4_OUTPUTS = 16  # ATen's int4 kernel takes multiples of so many outputs
+EXPECTED_ROWS = 16  # by which oneDNN chooses fp32 blocks; their number changes the speed only
 TINY = 1e-30  # the least scale, so that weights that are all zero can be divided by it
 
 
@@ -37,7 +38,8 @@ class PackedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
+        rows = EXPECTED_ROWS if linear.weight.dtype is torch.float32 else None
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), rows)
         self.bias = linear.bias
         self.multiply = torch.ops.mkldnn._linear_pointwise.default  # a lookup takes as long as a small operation
 
@@ -96,15 +98,15 @@ class Int4Linear(nn.Module):
 
 
 @torch.no_grad()
-def lay_out(model: Decoder, hardware: Hardware, quantize: str = "none", batched: bool = True) -> str:
+def lay_out(model: Decoder, hardware: Hardware, quantize: str = "none") -> str:
     """Have a model that is on its device and in its precision decode as fast as it can there; it learns no more.
 
-    `batched`: several sequences will be decoded at once. Layer by layer, so that no two are held twice; a tied table
-    stays, to look tokens up. Returns in words what the weights are now. Raises UserError where `quantize` (none, int8
-    or int4) has no kernel for the device or for the model's shape; nothing has changed then.
+    Layer by layer, so that no two are held twice; a tied table stays, to look tokens up. Returns in words what the
+    weights are now. Raises UserError where `quantize` (none, int8 or int4) has no kernel for the device or for the
+    model's shape; nothing has changed then.
     """
     check_quantize(model, hardware, quantize)
-    if quantize == "none" and not onednn_is_faster(hardware, batched):
+    if quantize == "none" and not onednn_is_faster(hardware):
         return "weights as loaded"
     for name in [name for name, module in model.named_modules() if type(module) is nn.Linear]:
         model.set_submodule(name, layer_kind(name, quantize)(model.get_submodule(name)))  # type: ignore[arg-type]
@@ -118,12 +120,12 @@ def layer_kind(name: str, quantize: str) -> type[PackedLinear | Int8Linear | Int
     return Int8Linear if quantize == "int8" or name == "head" else Int4Linear
 
 
-def onednn_is_faster(hardware: Hardware, batched: bool) -> bool:
-    """Whether packing pays: always in bf16, where the processor has instructions for it; in fp32 the library behind
-    `F.linear` is quicker for one row, and far slower for several."""
+def onednn_is_faster(hardware: Hardware) -> bool:
+    """Whether packing pays: in bf16, where the processor has instructions for it; in fp32 always. The library behind
+    `F.linear` is far slower for several rows, and for one row on AMD's processors; on Intel's it gains a twentieth."""
     if hardware.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported() if hardware.precision == "bf16" else batched
+    return hardware.precision != "bf16" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def check_quantize(model: Decoder, hardware: Hardware, quantize: str) -> None:

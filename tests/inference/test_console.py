@@ -168,7 +168,7 @@ def test_control_characters_do_not_reach_a_terminal() -> None:
 def test_quantised_weights_write_text_and_are_named(run: Run, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = {"prompt": "月滿西樓", "temperature": 0.0, "checkpoint": str(folder), "device": "cpu"}
     whole = run(prompt="月滿西樓", temperature=0.0)
-    for quantize, words in (("none", "weights as loaded"), ("int8", "weights int8"), ("int4", "weights int4 by 32")):
+    for quantize, words in (("none", "weights packed"), ("int8", "weights int8"), ("int4", "weights int4 by 32")):
         assert sample(SampleConfig(**options, max_new_tokens=12, quantize=quantize)) == 0  # type: ignore[arg-type]
         out, err = capsys.readouterr()
         assert words in err

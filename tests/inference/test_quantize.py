@@ -195,12 +195,6 @@ def test_no_layer_is_held_twice() -> None:
     assert all(weight() is None for weight in weights)
 
 
-def test_one_fp32_sequence_keeps_the_weights_as_loaded() -> None:
-    model = make_decoder()
-    assert lay_out(model, FP32, batched=False) == "weights as loaded"
-    assert type(model.head) is nn.Linear
-
-
 @pytest.mark.parametrize(
     ("quantize", "hardware", "shape", "message"),
     [
