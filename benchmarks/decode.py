@@ -56,7 +56,7 @@ def make_models(folder: Path) -> None:
         TransformersConverter(str(folder)).convert(str(folder / precision), quantization=name)
 
 
-def load_transformers(folder: Path, precision: str, _: int) -> Generate:
+def load_transformers(folder: Path, precision: str) -> Generate:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -75,7 +75,7 @@ def load_transformers(folder: Path, precision: str, _: int) -> Generate:
     return generate
 
 
-def load_ctranslate2(folder: Path, precision: str, _: int) -> Generate:
+def load_ctranslate2(folder: Path, precision: str) -> Generate:
     import ctranslate2
 
     generator = ctranslate2.Generator(
@@ -90,7 +90,7 @@ def load_ctranslate2(folder: Path, precision: str, _: int) -> Generate:
     return generate
 
 
-def load_newleaf(folder: Path, precision: str, sequences: int) -> Generate:
+def load_newleaf(folder: Path, precision: str) -> Generate:
     from gpt.inference.decode import Row, decode
     from gpt.inference.quantize import lay_out
     from gpt.inference.sampling import Sampling, random_stream
@@ -120,7 +120,7 @@ def measure(contender: str, folder: Path, sequences: int, n_prompt: int, n_new: 
     numbers = random.Random(sequences)
     prompts = [[numbers.randrange(VOCAB - 1) for _ in range(n_prompt)] for _ in range(sequences)]
     library, precision = contender.split()
-    generate = LOADERS[library](folder, precision, sequences)
+    generate = LOADERS[library](folder, precision)
     generate(prompts, 4)
     first = statistics.median(timed(generate, prompts, 1) for _ in range(FIRST_TOKENS))
     seconds = timed(generate, prompts, n_new)

@@ -29,7 +29,7 @@ from gpt.options import UserError
 
 GROUP = 32  # inputs that share a scale in int4
 INT4_OUTPUTS = 16  # ATen's int4 kernel takes multiples of so many outputs
-EXPECTED_ROWS = 16  # by which oneDNN chooses fp32 blocks; their number changes the speed only
+EXPECTED_ROWS = 16  # by which oneDNN chooses fp32 blocks, which are good for any number; 1 would make several rows slow
 TINY = 1e-30  # the least scale, so that weights that are all zero can be divided by it
 
 

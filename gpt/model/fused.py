@@ -60,7 +60,7 @@ def embed_tied(tokens: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     [P, C].
 
     The head's gradient is dense, that of the rows touches few: they are added to it in its place. Autograd would add
-    two matrices, into a third.
+    two matrices, into a third. So the matrix is for `head_loss` alone, whose gradient nobody else holds.
     """
     found: tuple[Tensor, Tensor] = TiedEmbedding.apply(tokens, weight)
     return found

@@ -112,7 +112,8 @@ class Decoder(nn.Module):
         return self.head(x)[..., : self.vocab_size] if targets is None else self.summed_loss(x, targets, table)
 
     def embedded(self, tokens: Tensor, cache: KVCache | None = None) -> tuple[Tensor, Tensor | None]:
-        """The embeddings [B, T, C] of token ids [B, T], and the same matrix [P, C] for the head, where that is tied."""
+        """The embeddings [B, T, C] of token ids [B, T], and the matrix [P, C] for the loss to multiply by, where it is
+        tied and the gradient made by hand; else None, and it is the head's."""
         end = tokens.shape[1] + (max(cache.lengths) if cache else 0)
         if end > self.config.context_length:
             raise ValueError(f"{end} tokens exceed the context length {self.config.context_length}")

@@ -89,7 +89,7 @@ class LiveBytes(TorchDispatchMode):
             return NotImplemented  # a distributed tensor calls what it does with its part, which comes here in turn
         results = func(*args, **(kwargs or {}))
         for result in tree_leaves(results):
-            if isinstance(result, Tensor) and result.layout is torch.strided:  # the parts of a sparse one are
+            if isinstance(result, Tensor):
                 storage = result.untyped_storage()
                 if storage._cdata in self.storages or not is_view(storage, (args, kwargs)):
                     self.count(storage)
@@ -110,7 +110,7 @@ class LiveBytes(TorchDispatchMode):
 
 def is_view(storage: torch.UntypedStorage, arguments: Any) -> bool:
     """Whether one of the arguments has this storage, too, so that it was there before."""
-    tensors = (arg for arg in tree_leaves(arguments) if isinstance(arg, Tensor) and arg.layout is torch.strided)
+    tensors = (arg for arg in tree_leaves(arguments) if isinstance(arg, Tensor))
     return any(tensor.untyped_storage()._cdata == storage._cdata for tensor in tensors)
 
 

@@ -195,6 +195,13 @@ def test_no_layer_is_held_twice() -> None:
     assert all(weight() is None for weight in weights)
 
 
+def test_without_onednn_the_weights_stay_as_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    model = make_decoder()
+    assert lay_out(model, FP32) == "weights as loaded"
+    assert type(model.head) is nn.Linear
+
+
 @pytest.mark.parametrize(
     ("quantize", "hardware", "shape", "message"),
     [
