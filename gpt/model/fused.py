@@ -62,8 +62,7 @@ def embed_tied(tokens: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     The head's gradient is dense, that of the rows touches few: they are added to it in its place. Autograd would add
     two matrices, into a third. So the matrix is for `head_loss` alone, whose gradient nobody else holds.
     """
-    found: tuple[Tensor, Tensor] = TiedEmbedding.apply(tokens, weight)
-    return found
+    return TiedEmbedding.apply(tokens, weight)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -115,7 +114,7 @@ class TiedEmbedding(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, table_grad: Tensor) -> tuple[None, Tensor]:
         (tokens,) = ctx.saved_tensors
-        return None, table_grad.index_add_(0, tokens.flatten(), grad.flatten(0, -2).to(table_grad.dtype))
+        return None, table_grad.index_add_(0, tokens.flatten(), grad.flatten(0, -2))
 
 
 class RMSNorm(torch.autograd.Function):
