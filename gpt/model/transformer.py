@@ -104,8 +104,8 @@ class Decoder(nn.Module):
 
         With `targets` [B, T] (`batches.IGNORE` where a position does not count): the loss in nats, summed, scalar fp32.
         Without: logits [B, T, V], or [B, 1, V] with `last_only`. With a `cache`, the tokens continue what it holds,
-        and it holds them afterwards. `trunk`: `self.trunk`, or that compiled. Raises ValueError where they exceed the
-        context.
+        and it holds them afterwards. `trunk` stands in for `self.trunk`: that compiled. Raises ValueError where they
+        exceed the context.
         """
         x, table = self.embedded(tokens, cache)
         x = (trunk or self.trunk)(x, cache, last_only)

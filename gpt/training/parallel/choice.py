@@ -30,7 +30,7 @@ def make_strategy(config: RunConfig, model: Decoder, hardware: Hardware, ranks: 
     if isinstance(ranks, Group) and choose(config, model, device, ranks) == "fsdp":
         return Sharded(model, ranks, dtype, mesh_of(ranks, device), hardware)
     model.to(device)
-    trunk = torch.compile(model.trunk) if hardware.compile else model.trunk
+    trunk = torch.compile(model.trunk) if hardware.compile else None
     return Replicated(model, trunk, ranks, dtype) if isinstance(ranks, Group) else Alone(model, trunk)
 
 

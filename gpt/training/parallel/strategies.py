@@ -33,8 +33,8 @@ class Alone:
     name = "alone"
 
     def __init__(self, model: Decoder, trunk: Trunk | None = None) -> None:
-        """`trunk`: `model.trunk`, or that compiled."""
-        self.model, self.trunk = model, trunk or model.trunk
+        """`trunk`: `model.trunk` compiled, if it is to be."""
+        self.model, self.trunk = model, trunk
         self.layout = Layout()
 
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class Replicated(Alone):
 
     name = "ddp"
 
-    def __init__(self, model: Decoder, trunk: Trunk, ranks: Ranks, reduce_dtype: torch.dtype) -> None:
+    def __init__(self, model: Decoder, trunk: Trunk | None, ranks: Ranks, reduce_dtype: torch.dtype) -> None:
         super().__init__(model, trunk)
         self.layout = Layout(ranks.rank, ranks.world)
         self.wrapped = nn.parallel.DistributedDataParallel(
