@@ -2,12 +2,16 @@
 
     pip install -e '.[bench]'
     python -m benchmarks.decode --repeats 3 --output decode.json
+    python -m benchmarks.decode --model runs/mine/checkpoints/best --temperature 1
 
 The model has GPT-2 124M's shape and random weights, on which nothing here depends, and is made once in a temporary
 folder, for CTranslate2 converted by its own converter; nothing is downloaded. Every contender continues the same random
-prompts greedily, with a cache, and the end of text ends nothing, so that all make the same number of tokens. Tokens a
-second count the whole call, prompt included; the time to the first token is that of a call for one. Each figure comes
-from a fresh process, after a short call to warm it up.
+prompts, greedily where no temperature is given, with a cache, and the end of text ends nothing, so that all make the
+same number of tokens. Tokens a second count the whole call, prompt included; the time to the first token is that of a
+call for one. Each figure comes from a fresh process, after a short call to warm it up.
+
+How fast a draft makes a model (fp32+int8: guesses in int8, checked in fp32) depends on how often it is right, so these
+contenders take part only where a trained model is given: GPT-2 in transformers' format, with its tokenizer.
 """
 
 from __future__ import annotations
@@ -33,15 +37,22 @@ CONTENDERS = (
     "CTranslate2 fp32", "CTranslate2 int8",
     "Newleaf fp32", "Newleaf bf16", "Newleaf int8", "Newleaf int4",
 )  # fmt: skip
+DRAFTED = ("Newleaf fp32+int8", "Newleaf fp32+int4")
 CTRANSLATE2_TYPES = {"fp32": "float32", "int8": "int8"}
 FIRST_TOKENS = 5  # calls whose median is the time to the first token
 
 
-def make_models(folder: Path) -> None:
-    """A random GPT-2 124M in transformers' format, with a tokenizer that has a word t0, t1, … for each id, and what
-    CTranslate2 makes of it."""
-    import torch
+def convert(model: Path, folder: Path) -> None:
+    """What CTranslate2 makes of a model in transformers' format."""
     from ctranslate2.converters import TransformersConverter
+
+    for precision, name in CTRANSLATE2_TYPES.items():
+        TransformersConverter(str(model)).convert(str(folder / precision), quantization=name)
+
+
+def make_model(folder: Path) -> None:
+    """A random GPT-2 124M in transformers' format, with a tokenizer that has a word t0, t1, … for each id."""
+    import torch
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -52,60 +63,67 @@ def make_models(folder: Path) -> None:
     last = f"t{VOCAB - 1}"
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token=last, eos_token=last, unk_token="t0")
     tokenizer.save_pretrained(folder)
-    for precision, name in CTRANSLATE2_TYPES.items():
-        TransformersConverter(str(folder)).convert(str(folder / precision), quantization=name)
 
 
-def load_transformers(folder: Path, precision: str) -> Generate:
+def load_transformers(model: Path, folder: Path, precision: str, temperature: float) -> Generate:
     import torch
     from transformers import AutoModelForCausalLM
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
-    model.generation_config.eos_token_id = None
+    peer = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
+    peer.generation_config.eos_token_id = None
+    how = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
 
     @torch.inference_mode()
     def generate(prompts: Prompts, n_new: int) -> list[list[int]]:
         tokens = torch.tensor(prompts)
-        made = model.generate(
-            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=n_new, do_sample=False, pad_token_id=0
+        made = peer.generate(
+            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=n_new, pad_token_id=0, **how
         )
         return made[:, tokens.shape[1] :].tolist()
 
     return generate
 
 
-def load_ctranslate2(folder: Path, precision: str) -> Generate:
+def load_ctranslate2(model: Path, folder: Path, precision: str, temperature: float) -> Generate:
     import ctranslate2
 
     generator = ctranslate2.Generator(
         str(folder / precision), compute_type=CTRANSLATE2_TYPES[precision], intra_threads=cores()
     )
 
+    vocabulary = json.loads((folder / precision / "vocabulary.json").read_text())
+    how = {"sampling_topk": 0, "sampling_temperature": temperature} if temperature else {}
+
     def generate(prompts: Prompts, n_new: int) -> list[list[int]]:
-        words = [[f"t{token}" for token in prompt] for prompt in prompts]
-        made = generator.generate_batch(words, min_length=n_new, max_length=n_new, include_prompt_in_result=False)
+        words = [[vocabulary[token] for token in prompt] for prompt in prompts]
+        made = generator.generate_batch(
+            words, min_length=n_new, max_length=n_new, include_prompt_in_result=False, **how
+        )
         return [result.sequences_ids[0] for result in made]
 
     return generate
 
 
-def load_newleaf(folder: Path, precision: str) -> Generate:
-    from gpt.inference.decode import Row, decode
-    from gpt.inference.quantize import lay_out
+def load_newleaf(model: Path, folder: Path, precision: str, temperature: float) -> Generate:
+    from gpt.inference.decode import decode
+    from gpt.inference.quantize import lay_out, rounded_draft
+    from gpt.inference.rows import Row
     from gpt.inference.sampling import Sampling, random_stream
     from gpt.model.adapters import open_model
     from gpt.model.hardware import decoding_hardware
 
+    precision, _, guesses = precision.partition("+")
     quantize = precision if precision.startswith("int") else "none"
-    model = open_model(folder).eval()
-    hardware = decoding_hardware("cpu", "auto" if quantize != "none" else precision, model.config.n_embd)
-    model.to(hardware.dtype)
-    lay_out(model, hardware, quantize)
+    decoder = open_model(model).eval()
+    hardware = decoding_hardware("cpu", "auto" if quantize != "none" else precision, decoder.config.n_embd)
+    decoder.to(hardware.dtype)
+    draft = rounded_draft(decoder, hardware, guesses) if guesses else None
+    lay_out(decoder, hardware, quantize)
 
     def generate(prompts: Prompts, n_new: int) -> list[list[int]]:
         rows = [Row(list(prompt), random_stream(0, number)) for number, prompt in enumerate(prompts)]
-        for _ in decode(model, rows, Sampling(temperature=0), n_new, end_of_text=-1):
+        for _ in decode(decoder, rows, Sampling(temperature), n_new, end_of_text=-1, vocab_size=VOCAB, draft=draft):
             pass
         return [row.tokens[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
 
@@ -115,12 +133,14 @@ def load_newleaf(folder: Path, precision: str) -> Generate:
 LOADERS = {"transformers": load_transformers, "CTranslate2": load_ctranslate2, "Newleaf": load_newleaf}
 
 
-def measure(contender: str, folder: Path, sequences: int, n_prompt: int, n_new: int) -> dict[str, float]:
+def measure(
+    contender: str, model: Path, folder: Path, sequences: int, n_prompt: int, n_new: int, temperature: float
+) -> dict[str, float]:
     """One repetition, in a process of its own."""
     numbers = random.Random(sequences)
     prompts = [[numbers.randrange(VOCAB - 1) for _ in range(n_prompt)] for _ in range(sequences)]
     library, precision = contender.split()
-    generate = LOADERS[library](folder, precision)
+    generate = LOADERS[library](model, folder, precision, temperature)
     generate(prompts, 4)
     first = statistics.median(timed(generate, prompts, 1) for _ in range(FIRST_TOKENS))
     seconds = timed(generate, prompts, n_new)
@@ -147,9 +167,11 @@ def cores() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--worker", choices=("make", *CONTENDERS), help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=("make", "convert", *CONTENDERS, *DRAFTED), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
+    parser.add_argument("--model", type=Path, help="GPT-2 in transformers' format, instead of random weights")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: greedily")
+    parser.add_argument("--contenders", nargs="+", choices=(*CONTENDERS, *DRAFTED))
     parser.add_argument("--sequences", type=int, nargs="+", default=[1, 8], help="decoded at once")
     parser.add_argument("--prompt-tokens", type=int, default=32)
     parser.add_argument("--new-tokens", type=int, default=128)
@@ -159,35 +181,47 @@ def main() -> None:
     n_prompt, n_new = arguments.prompt_tokens, arguments.new_tokens
     if n_prompt < 1 or n_new < 1 or n_prompt + n_new > CONTEXT:
         parser.error(f"a prompt and its continuation are 2 to {CONTEXT} tokens, the context")
+    names = arguments.contenders or (*CONTENDERS, *(DRAFTED if arguments.model else ()))
+    if not arguments.model and set(names) & set(DRAFTED):
+        parser.error("how often a draft is right is a question for a trained model; give --model")
     if arguments.worker == "make":
-        make_models(arguments.folder)
+        make_model(arguments.folder)
         print("{}")
-        return
-    if arguments.worker:
-        found = measure(arguments.worker, arguments.folder, arguments.sequences[0], n_prompt, n_new)
+    elif arguments.worker == "convert":
+        convert(arguments.model, arguments.folder)
+        print("{}")
+    elif arguments.worker:
+        found = measure(
+            arguments.worker, arguments.model, arguments.folder, arguments.sequences[0], n_prompt, n_new,
+            arguments.temperature,
+        )  # fmt: skip
         print(json.dumps(found))
+    if arguments.worker:
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        last_object(worker("decode", "make", "--folder", folder))  # elsewhere: peak memory is inherited
+        model = arguments.model or folder
+        if not arguments.model:  # in a process of its own, as peak memory is inherited
+            last_object(worker("decode", "make", "--folder", folder))
+        last_object(worker("decode", "convert", "--model", model, "--folder", folder))
         runs = {
             f"{name}, {sequences}": worker(
-                "decode", name, "--folder", folder, "--sequences", sequences,
-                "--prompt-tokens", n_prompt, "--new-tokens", n_new,
+                "decode", name, "--model", model, "--folder", folder, "--sequences", sequences,
+                "--prompt-tokens", n_prompt, "--new-tokens", n_new, "--temperature", arguments.temperature,
             )
             for sequences in arguments.sequences
-            for name in arguments.contenders
+            for name in names
         }  # fmt: skip
         results = in_turn(runs, arguments.repeats)
     header = ["", *(f"{n} sequence{'s' * (n > 1)}: tokens/s | first token, ms | peak MiB" for n in arguments.sequences)]
     rows = []
-    for name in arguments.contenders:
+    for name in names:
         rows.append([name])
         for run in (f"{name}, {sequences}" for sequences in arguments.sequences):
             cells = spread(results, run, "tokens_per_second"), spread(results, run, "first_token_ms")
             rows[-1] += [*cells, f"{median(results, run, 'peak_mib'):,.0f}"]
     print_table([cell for column in header for cell in column.split(" | ")], rows)
-    write_json(arguments.output, results, prompt_tokens=n_prompt, new_tokens=n_new)
+    write_json(arguments.output, results, prompt_tokens=n_prompt, new_tokens=n_new, temperature=arguments.temperature)
 
 
 if __name__ == "__main__":

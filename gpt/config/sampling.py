@@ -60,10 +60,17 @@ class SampleConfig(Options):
     device: str = option("auto", "auto: cuda, else mps, else cpu; also cuda:1")
     precision: str = option("auto", "weights and arithmetic: auto, fp32 or bf16", choices=("auto", "fp32", "bf16"))
     quantize: str = option("none", QUANTIZE, choices=QUANTIZED)
+    draft: str = option(
+        "none",
+        "none, int8 or int4: guess tokens with weights so rounded and keep those that the full ones choose too, which "
+        "is the same text, sooner; on the processor, in fp32",
+        choices=QUANTIZED,
+    )
 
     def mistakes(self) -> list[Mistake]:
         found = checkpoint_mistakes(self.checkpoint) + device_mistakes(self.device)
         found += quantize_mistakes(self.quantize, self.precision)
+        found += self.draft_mistakes()
         if self.interactive:
             for name in ("prompt", "prompt_file", "output"):
                 if getattr(self, name):
@@ -77,6 +84,20 @@ class SampleConfig(Options):
                 Mistake("temperature", "is too small; use 0, which always takes the likeliest token, or 0.001")
             )
         return found + self.beam_mistakes() + decoding_mistakes(self.num_beams, self.batch_size, self.stop)
+
+    def draft_mistakes(self) -> list[Mistake]:
+        if self.draft == "none":
+            return []
+        found = []
+        if self.quantize != "none":
+            found.append(
+                Mistake("draft", f"guesses for weights in full; leave quantize={self.quantize} away, or draft")
+            )
+        if self.precision not in ("auto", "fp32"):
+            found.append(Mistake("draft", f"guesses for fp32; leave precision={self.precision} away, or draft"))
+        if self.num_beams > 1:
+            found.append(Mistake("draft", "beam search weighs many texts at once; leave it away, or num_beams"))
+        return found
 
     def beam_mistakes(self) -> list[Mistake]:
         if self.num_beams == 1:

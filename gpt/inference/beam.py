@@ -22,7 +22,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gpt.inference.decode import Prompt, Sample, prefill, prompt_text, prompt_tokens, refill, tokens_seen
+from gpt.inference.decode import Prompt, Sample, prompt_text, prompt_tokens
+from gpt.inference.prefill import prefill, refill
+from gpt.inference.rows import tokens_seen
 from gpt.inference.sampling import penalise_repetition
 from gpt.model.transformer import Decoder
 from gpt.options import UserError

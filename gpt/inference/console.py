@@ -17,7 +17,7 @@ from gpt.config import SampleConfig
 from gpt.config.sampling import DEFAULT_TEMPERATURE
 from gpt.inference.beam import beam_search
 from gpt.inference.decode import Sample, generate
-from gpt.inference.quantize import lay_out
+from gpt.inference.quantize import lay_out, rounded_draft
 from gpt.inference.sampling import Sampling
 from gpt.model.hardware import decoding_hardware
 from gpt.model.opening import open_checkpoint
@@ -36,7 +36,9 @@ class Sampler:
         hardware = decoding_hardware(config.device, config.precision, self.model.config.n_embd)
         count = self.model.parameter_count()
         self.model.to(hardware.device, hardware.dtype).eval()
+        self.draft = None if config.draft == "none" else rounded_draft(self.model, hardware, config.draft)
         layout = lay_out(self.model, hardware, config.quantize)
+        layout += "" if self.draft is None else f", guesses by weights in {config.draft}"
         temperature = DEFAULT_TEMPERATURE if config.temperature is None else config.temperature
         self.sampling = Sampling(temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty)
         place = hardware.describe(self.model.config.head_width, cached=True)
@@ -52,6 +54,7 @@ class Sampler:
             max_new_tokens=self.config.max_new_tokens,
             stop=self.config.stop,
             seed=self.config.seed,
+            draft=self.draft,
         )
 
     def search(self, prompts: list[str]) -> list[list[Sample]]:

@@ -1,44 +1,22 @@
-"""The decoding loop: prompts → tokens → text, cached, batched and streamed.
-
-The window rule. A model sees at most T tokens. The token after n tokens is predicted from those behind
-`window_start(n, T)`: from all while n ≤ T; later the window starts at a multiple of T // 2 and holds between T // 2
-and T tokens. So a full cache is refilled from its newer half once in T // 2 tokens, which costs about as much again
-as the steps themselves, and cached and uncached decoding see exactly the same tokens.
-"""
+"""The decoding loop: prompts → tokens → text, cached, batched and streamed."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby, islice
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from gpt.inference.sampling import Sampling, draw, penalise_repetition, random_stream, warp
-from gpt.model.kv_cache import KVCache
+from gpt.inference.draft import MOST_GUESSES, Pace, guess
+from gpt.inference.prefill import prefill, refill
+from gpt.inference.rows import Row, choose, tokens_seen
+from gpt.inference.sampling import Sampling, random_stream
 from gpt.model.transformer import Decoder
 from gpt.text.tokenizers import Tokenizer
 
 Prompt: TypeAlias = str | Sequence[int]  # a text, or token ids
-PREFILL_TOKENS = 1024  # of prompts that are run together
-
-
-def window_start(n_tokens: int, context_length: int) -> int:
-    """Index of the first token that the model sees when it predicts the one after `n_tokens`."""
-    stride = max(1, context_length // 2)
-    return max(0, -(-(n_tokens - context_length) // stride) * stride)
-
-
-@dataclass(eq=False)
-class Row:
-    """One sequence being decoded. Whoever reads the tokens may set `finished`."""
-
-    tokens: list[int]
-    random: torch.Generator
-    finished: bool = False
 
 
 def decode(
@@ -48,14 +26,16 @@ def decode(
     max_new_tokens: int,
     end_of_text: int,
     vocab_size: int | None = None,
+    draft: Decoder | None = None,
 ) -> Iterator[list[Row]]:
-    """Append tokens to the rows, yielding after each step the rows that grew.
+    """Append tokens to the rows, yielding after each token the rows that grew.
 
     A row ends with the token `end_of_text`, which is appended, or when it is marked finished. Ids from `vocab_size` on
-    are never chosen: released models often have more rows than their tokenizer has tokens.
+    are never chosen: released models often have more rows than their tokenizer has tokens. A `draft` (see `draft.py`)
+    has a say in how fast tokens come, and none in which.
     """
     mode = torch.no_grad() if model.sharded else torch.inference_mode()  # whose tensors training could not use again
-    return mode(steps)(model, rows, sampling, max_new_tokens, end_of_text, vocab_size)
+    return mode(steps)(model, rows, sampling, max_new_tokens, end_of_text, vocab_size, draft)
 
 
 def steps(
@@ -65,99 +45,70 @@ def steps(
     max_new_tokens: int,
     end_of_text: int,
     vocab_size: int | None,
+    draft: Decoder | None,
 ) -> Iterator[list[Row]]:
     """As `decode`, which sees to gradients."""
-    active = list(rows)
-    prompts = [row.tokens for row in active]
-    logits, cache = prefill(model, prompts, max_new_tokens)  # [B, V]
+    active, prompts, pace = list(rows), [row.tokens for row in rows], Pace()
+    limits = {row: len(row.tokens) + max_new_tokens for row in rows}
+    logits, cache = prefill(model, prompts, max_new_tokens + (MOST_GUESSES if draft else 0))
     seen = tokens_seen(prompts, model.vocab_size, logits.device) if sampling.repetition_penalty != 1 else None
-    for step in range(max_new_tokens):
-        for row, token in zip(active, choose(logits[:, :vocab_size], active, sampling, seen), strict=True):
-            row.tokens.append(token)
-            row.finished = token == end_of_text
-        yield active
-        kept = [i for i, row in enumerate(active) if not row.finished]
-        if not kept or step + 1 == max_new_tokens:
+    logits = logits[:, None]  # [B, n + 1, V]: after the newest token of each row, and after each of n guesses
+    guesses: list[list[int]] = [[] for _ in active]
+
+    def is_over(row: Row) -> bool:
+        return row.finished or len(row.tokens) == limits[row]
+
+    while True:
+        before = [len(row.tokens) for row in active]
+        yield from grow(active, logits[..., :vocab_size], guesses, sampling, seen, end_of_text, is_over)
+        kept = [i for i, row in enumerate(active) if not is_over(row)]
+        if not kept:
             return
+        grown = [len(row.tokens) - length for row, length in zip(active, before, strict=True)]
+        pace.learn([(len(guesses[i]), grown[i]) for i in kept])
+        cache.forget([logits.shape[1] - n for n in grown])  # the guesses that were wrong
         if len(kept) < len(active):
             active = [active[i] for i in kept]
             cache.select_rows(kept)
             seen = None if seen is None else seen[kept]
-        newest = torch.tensor([row.tokens[-1:] for row in active], device=logits.device)  # [B, 1]
-        if seen is not None:
-            seen.scatter_(1, newest, True)
         refill(model, [row.tokens for row in active], cache)
-        logits = model(newest, cache=cache)[:, -1].float()
+        guesses = [[] for _ in active]
+        if draft:
+            most = max(limits[row] - len(row.tokens) for row in active) - 1
+            n = min(pace.n_guesses(len(active)), most, model.config.context_length - max(cache.lengths) - 1)
+            guesses = guess(draft, active, cache, n, sampling, seen, vocab_size)
+        fed = [[row.tokens[-1], *guessed] for row, guessed in zip(active, guesses, strict=True)]
+        logits = model(torch.tensor(fed, device=logits.device), cache=cache).float()
 
 
-def prefill(model: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> tuple[Tensor, KVCache]:
-    """Logits [B, V] after each prompt's window, and the cache that holds the windows. Equal windows are run once."""
-    context, weight = model.config.context_length, model.embed.weight
-    capacity = min(context, max(map(len, prompts)) + max_new_tokens)
-    cache = KVCache(model.config, len(prompts), capacity, weight.device, weight.dtype)
-    windows = {row: prompt[window_start(len(prompt), context) :] for row, prompt in enumerate(prompts)}
-    logits = fill(model, cache, windows)
-    return torch.stack([logits[row] for row in range(len(prompts))]), cache
+def grow(
+    rows: Sequence[Row],
+    logits: Tensor,
+    guesses: Sequence[Sequence[int]],
+    sampling: Sampling,
+    seen: Tensor | None,
+    end_of_text: int,
+    is_over: Callable[[Row], bool],
+) -> Iterator[list[Row]]:
+    """Append the token that follows by logits [B, n + 1, V], and those after each guess that was right, to each row.
 
-
-def refill(model: Decoder, sequences: Sequence[Sequence[int]], cache: KVCache) -> None:
-    """Where a row's cache is full, hold only its new window, less the newest token, which the next step feeds."""
-    context = model.config.context_length
-    if max(cache.lengths) < context:
-        return
-    full = [row for row, length in enumerate(cache.lengths) if length == context]
-    windows = {row: sequences[row][window_start(len(sequences[row]), context) : -1] for row in full}
-    if context == 1:  # such windows are empty
-        cache.lengths = [0 if row in windows else length for row, length in enumerate(cache.lengths)]
-    else:
-        fill(model, cache, windows)
-
-
-def fill(model: Decoder, cache: KVCache, windows: Mapping[int, Sequence[int]]) -> dict[int, Tensor]:
-    """Have rows of the cache hold these windows. Returns the logits [V] after each row's.
-
-    Equal windows are run once, and those of equal length together, as many as hold `PREFILL_TOKENS`: more would be no
-    quicker, and what has been run is held twice until it is in its place.
+    Yields after each token the rows that grew; `seen` counts it.
     """
-    rows_of: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for row, window in windows.items():
-        rows_of[tuple(window)].append(row)
-    logits: dict[int, Tensor] = {}
-    for length, group in groupby(sorted(rows_of, key=len), key=len):
-        while together := list(islice(group, max(1, PREFILL_TOKENS // length))):
-            last, own = run_windows(model, together)
-            for number, window in enumerate(together):
-                for row in rows_of[window]:
-                    cache.fill_row(row, own, number)
-                    logits[row] = last[number]
-            del own  # before the next is made
-    return logits
-
-
-def run_windows(model: Decoder, windows: Sequence[Sequence[int]]) -> tuple[Tensor, KVCache]:
-    """Logits [B, V] after windows of equal length, and a cache that holds these."""
-    weight = model.embed.weight
-    cache = KVCache(model.config, len(windows), len(windows[0]), weight.device, weight.dtype)
-    tokens = torch.tensor(windows, device=weight.device)
-    return model(tokens, cache=cache, last_only=True)[:, -1].float(), cache
-
-
-def choose(logits: Tensor, rows: Sequence[Row], sampling: Sampling, seen: Tensor | None) -> list[int]:
-    """The next token of each row; logits [B, V], seen bool [B, V]."""
-    if seen is not None:
-        logits = penalise_repetition(logits, seen[:, : logits.shape[1]], sampling.repetition_penalty)
-    if sampling.temperature == 0:
-        return logits.max(dim=-1).indices.tolist()  # `argmax` takes twice as long
-    uniforms = torch.cat([torch.rand(1, generator=row.random) for row in rows])
-    return draw(warp(logits, sampling), uniforms).tolist()
-
-
-def tokens_seen(sequences: Sequence[Sequence[int]], vocab_size: int, device: torch.device) -> Tensor:
-    """Which tokens each sequence contains: bool [B, V]."""
-    seen = torch.zeros(len(sequences), vocab_size, dtype=torch.bool, device=device)
-    for number, tokens in enumerate(sequences):
-        seen[number, torch.tensor(tokens, device=device)] = True
-    return seen
+    growing = list(range(len(rows)))
+    for place in range(logits.shape[1]):
+        grown = [rows[i] for i in growing]
+        everyone = len(grown) == len(rows)  # then no row is copied
+        of_grown = logits[:, place] if everyone else logits[growing, place]
+        chosen = choose(of_grown, grown, sampling, seen if seen is None or everyone else seen[growing])
+        for row, token in zip(grown, chosen, strict=True):
+            row.append(token)
+            row.finished = token == end_of_text
+        if seen is not None:
+            seen[growing, chosen] = True
+        yield grown
+        growing = [i for i in growing if not is_over(rows[i]) and guesses[i][place : place + 1] == rows[i].tokens[-1:]]
+        if not growing:
+            return
 
 
 class TextStream:
@@ -228,6 +179,7 @@ def generate(
     max_new_tokens: int,
     stop: Sequence[str] = (),
     seed: int = 0,
+    draft: Decoder | None = None,
 ) -> Iterator[list[Sample]]:
     """Continue prompts: each job is a prompt and the number of its sample, decoded together as one batch.
 
@@ -239,7 +191,7 @@ def generate(
     streams = {row: TextStream(tokenizer, stop) for row in rows}
     of_row = dict(zip(rows, samples, strict=True))
     model.eval()
-    for grown in decode(model, rows, sampling, max_new_tokens, tokenizer.end_of_text, tokenizer.vocab_size):
+    for grown in decode(model, rows, sampling, max_new_tokens, tokenizer.end_of_text, tokenizer.vocab_size, draft):
         for sample in samples:
             sample.piece = ""
         for row in grown:

@@ -18,7 +18,9 @@ scale for each token, and for each group of weights). The kernels are those that
 
 from __future__ import annotations
 
+import copy
 import warnings
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -113,6 +115,16 @@ def lay_out(model: Decoder, hardware: Hardware, quantize: str = "none") -> str:
     return {"none": "weights packed", "int8": "weights int8", "int4": f"weights int4 by {GROUP}, head int8"}[quantize]
 
 
+def rounded_draft(model: Decoder, hardware: Hardware, draft: str) -> Decoder:
+    """The model with its linear layers rounded to int8 or int4, to guess tokens (`draft.py`). The model stays as it is,
+    and shares all else. To be called before `lay_out`. Raises UserError as that does."""
+    check_quantize(model, hardware, draft, "draft")
+    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    twin = copy.deepcopy(model, shared)
+    lay_out(twin, hardware, draft)
+    return twin
+
+
 def layer_kind(name: str, quantize: str) -> type[PackedLinear | Int8Linear | Int4Linear]:
     """The class that takes the place of the linear layer with this name."""
     if quantize == "none":
@@ -128,19 +140,19 @@ def onednn_is_faster(hardware: Hardware) -> bool:
     return hardware.precision != "bf16" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def check_quantize(model: Decoder, hardware: Hardware, quantize: str) -> None:
-    """Raise UserError for what the kernels cannot do."""
+def check_quantize(model: Decoder, hardware: Hardware, quantize: str, option: str = "quantize") -> None:
+    """Raise UserError for what the kernels cannot do; `option` asked for it."""
     if quantize == "none":
         return
-    way_out = "leave quantize away; precision=bf16 halves the weights"
+    way_out = f"leave {option} away; precision=bf16 halves the weights"
     if hardware.device.type != "cpu":
-        raise UserError(f"quantize={quantize} is for processors, not {hardware.device}; add device=cpu, or {way_out}")
+        raise UserError(f"{option}={quantize} is for processors, not {hardware.device}; add device=cpu, or {way_out}")
     if "fbgemm" not in torch.backends.quantized.supported_engines:
-        raise UserError(f"quantize={quantize} needs an x86 processor with AVX2; {way_out}")
+        raise UserError(f"{option}={quantize} needs an x86 processor with AVX2; {way_out}")
     if quantize == "int4":
         for name, module in model.blocks.named_modules(prefix="blocks"):
             if isinstance(module, nn.Linear) and (module.in_features % GROUP or module.out_features % INT4_OUTPUTS):
                 raise UserError(
-                    f"quantize=int4 takes multiples of {GROUP} inputs and {INT4_OUTPUTS} outputs, and {name} has "
-                    f"{module.in_features} and {module.out_features}; use quantize=int8"
+                    f"{option}=int4 takes multiples of {GROUP} inputs and {INT4_OUTPUTS} outputs, and {name} has "
+                    f"{module.in_features} and {module.out_features}; use {option}=int8"
                 )

@@ -4,7 +4,7 @@ Legend: B rows, V vocabulary. Every function takes and returns logits [B, V]; mi
 The kept sets equal those of transformers' logits processors, in transformers' order.
 
 Sources: repetition penalty: Keskar et al. 2019 (CTRL); top-k: Fan et al. 2018; top-p: Holtzman et al. 2020;
-min-p: Nguyen et al. 2024.
+min-p: Nguyen et al. 2024; the draw: Gumbel 1954 in the form of exponential races.
 """
 
 from __future__ import annotations
@@ -72,17 +72,23 @@ def warp(logits: Tensor, sampling: Sampling) -> Tensor:
     return logits
 
 
-def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """The token at which each row's cumulative probability passes its uniform number. uniforms [B] → ids [B], both on
-    the CPU."""
-    # On the CPU: the sum is not deterministic on CUDA, and the caller waits for the token anyhow.
-    cumulative = logits.softmax(dim=-1).cpu().cumsum(dim=-1)  # [B, V]
-    total = cumulative[:, -1:].contiguous()
-    if not total.isfinite().all():
+def log_exponentials(n: int, random: torch.Generator) -> Tensor:
+    """Logarithms [n], fp32, of n exponentially distributed random numbers of mean 1."""
+    uniforms = torch.rand(n, generator=random, dtype=torch.float64)  # of fp32's 2^24 steps one draw in 300 would meet 0
+    return uniforms.log_().neg_().log_().float()
+
+
+def draw(logits: Tensor, log_times: Tensor) -> Tensor:
+    """The tokens that win a race: token i arrives after an exponential time divided by its probability, and is the
+    first with that probability. logits and logarithms of the times [B, V] → ids [B].
+
+    Unlike the place of one number in the cumulative distribution, the winner mostly stays where the probabilities
+    change a little, which decoding with a draft needs. Nothing is summed, so the order of sums is nowhere felt.
+    """
+    best = (logits - log_times).max(dim=-1)
+    if not best.values.isfinite().all():
         raise NotFinite("the model's logits are no finite numbers: its weights are damaged")
-    token = torch.searchsorted(cumulative, uniforms[:, None] * total, right=True)
-    last = torch.searchsorted(cumulative, total)  # the last token of positive probability, should rounding reach 1
-    return torch.minimum(token, last)[:, 0]
+    return best.indices
 
 
 def random_stream(seed: int, sample: int) -> torch.Generator:

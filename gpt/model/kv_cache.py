@@ -65,6 +65,10 @@ class KVCache:
         """Count `n_new` tokens as seen in every row; called by the model after its last layer."""
         self.lengths = [length + n_new for length in self.lengths]
 
+    def forget(self, counts: list[int]) -> None:
+        """Hold so many of each row's newest tokens no longer."""
+        self.lengths = [length - count for length, count in zip(self.lengths, counts, strict=True)]
+
     def fill_row(self, row: int, other: KVCache, source: int = 0) -> None:
         """Replace a row by row `source` of another cache, which holds at most `capacity` tokens."""
         length = other.lengths[source]

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from gpt.inference.beam import Rules, search
-from gpt.inference.decode import Row, decode
+from gpt.inference.decode import decode
+from gpt.inference.rows import Row
 from gpt.inference.sampling import Sampling, random_stream
 from gpt.model.transformer import Decoder
 

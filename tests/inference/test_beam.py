@@ -12,9 +12,11 @@ import torch
 from tokenizers import decoders, models
 
 from gpt.config import TokenizerConfig
-from gpt.inference import decode
+from gpt.inference import prefill
 from gpt.inference.beam import Rules, StopFinder, beam_search, first_stop, search
-from gpt.inference.decode import Sample, window_start
+from gpt.inference.decode import Prompt, Sample, generate
+from gpt.inference.prefill import window_start
+from gpt.inference.sampling import Sampling
 from gpt.model.kv_cache import KVCache
 from gpt.model.transformer import Decoder
 from gpt.options import UserError
@@ -87,7 +89,7 @@ def writer() -> Decoder:
     return varied_decoder(letters().vocab_size, dialect="llama", tie_embeddings=False)
 
 
-def find(model: Decoder, *prompts: decode.Prompt, num_beams: int = 4, **options: object) -> list[list[Sample]]:
+def find(model: Decoder, *prompts: Prompt, num_beams: int = 4, **options: object) -> list[list[Sample]]:
     options = {"num_return": num_beams, "max_new_tokens": 20} | options
     return beam_search(model, letters(), prompts, num_beams=num_beams, **options)
 
@@ -196,8 +198,8 @@ def test_beams_need_enough_tokens(writer: Decoder) -> None:
 
 @pytest.fixture
 def count_windows(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    run, windows = decode.run_windows, []
-    monkeypatch.setattr(decode, "run_windows", lambda model, some: windows.extend(some) or run(model, some))
+    run, windows = prefill.run_windows, []
+    monkeypatch.setattr(prefill, "run_windows", lambda model, some: windows.extend(some) or run(model, some))
     return lambda: len(windows)
 
 
@@ -208,7 +210,7 @@ def test_a_prompt_is_run_once_for_all_its_beams(writer: Decoder, count_windows: 
 
 def test_a_prompt_is_run_once_for_all_its_samples(writer: Decoder, count_windows: Callable[[], int]) -> None:
     jobs = [("leaf", number) for number in range(6)]
-    for _ in decode.generate(writer, letters(), jobs, decode.Sampling(), max_new_tokens=5):
+    for _ in generate(writer, letters(), jobs, Sampling(), max_new_tokens=5):
         pass
     assert count_windows() == 1
 

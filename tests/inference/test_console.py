@@ -174,3 +174,28 @@ def test_quantised_weights_write_text_and_are_named(run: Run, folder: Path, caps
         assert words in err
         assert quantize != "none" or out == whole
         assert out.startswith("月滿西樓")
+
+
+def test_a_draft_changes_nothing_but_is_named(run: Run, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"prompt": "月滿西樓", "temperature": 1.0, "checkpoint": str(folder), "device": "cpu"}
+    whole = run(prompt="月滿西樓", temperature=1.0)
+    for draft in ("int8", "int4"):
+        assert sample(SampleConfig(**options, max_new_tokens=12, draft=draft)) == 0  # type: ignore[arg-type]
+        out, err = capsys.readouterr()
+        assert f"guesses by weights in {draft}" in err
+        assert out == whole
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quantize": "int8"}, "draft=int4: guesses for weights in full; leave quantize=int8 away"),
+        ({"precision": "bf16"}, "draft=int4: guesses for fp32; leave precision=bf16 away"),
+        ({"num_beams": 3}, "draft=int4: beam search weighs many texts at once"),
+    ],
+    ids=str,
+)
+def test_what_does_not_go_with_a_draft_is_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        SampleConfig(checkpoint="x", draft="int4", **options)  # type: ignore[arg-type]
+    assert message in str(error.value)

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from gpt.config import TokenizerConfig
-from gpt.inference import decode as decode_module
-from gpt.inference.decode import Row, TextStream, decode, generate, prefill, window_start
-from gpt.inference.sampling import Sampling, draw, penalise_repetition, random_stream, warp
+from gpt.inference import prefill as prefill_module
+from gpt.inference.decode import TextStream, decode, generate
+from gpt.inference.prefill import prefill, window_start
+from gpt.inference.rows import Row
+from gpt.inference.sampling import Sampling, draw, log_exponentials, penalise_repetition, random_stream, warp
 from gpt.model.kv_cache import KVCache
 from gpt.model.transformer import Decoder
 from gpt.text.tokenizers import Tokenizer
@@ -36,7 +38,7 @@ def slow_loop(model: Decoder, prompt: list[int], sampling: Sampling, n: int, see
         if sampling.temperature == 0:
             token = int(logits.argmax())
         else:
-            token = int(draw(warp(logits, sampling), torch.rand(1, generator=random)))
+            token = int(draw(warp(logits, sampling), log_exponentials(VOCAB, random)[None]))
         tokens.append(token)
         if token == END:
             break
@@ -195,10 +197,10 @@ def test_a_prompt_is_a_text_or_ids() -> None:
 
 
 def test_prompts_of_equal_length_are_run_together_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, run_windows, shapes = make_decoder(), decode_module.run_windows, []
-    monkeypatch.setattr(decode_module, "PREFILL_TOKENS", 20)
+    model, run_windows, shapes = make_decoder(), prefill_module.run_windows, []
+    monkeypatch.setattr(prefill_module, "PREFILL_TOKENS", 20)
     monkeypatch.setattr(
-        decode_module,
+        prefill_module,
         "run_windows",
         lambda model, some: shapes.append((len(some), len(some[0]))) or run_windows(model, some),
     )

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from gpt.config import ModelConfig
-from gpt.inference.decode import Row, decode
+from gpt.inference.decode import decode
 from gpt.inference.quantize import GROUP, Int4Linear, Int8Linear, PackedLinear, lay_out
+from gpt.inference.rows import Row
 from gpt.inference.sampling import Sampling, random_stream
 from gpt.model.hardware import Hardware
 from gpt.model.transformer import Decoder

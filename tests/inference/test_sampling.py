@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from gpt.inference.sampling import (
+    NotFinite,
     Sampling,
     draw,
     keep_min_p,
     keep_top_k,
     keep_top_p,
+    log_exponentials,
     penalise_repetition,
     random_stream,
     warp,
@@ -96,19 +100,49 @@ def test_the_order_is_that_of_transformers(kind: str, temperature: float) -> Non
     assert torch.equal(mine, theirs)
 
 
+def test_the_random_numbers_are_logarithms_of_exponential_ones() -> None:
+    times = log_exponentials(1_000_000, random_stream(0, 0)).double().exp()
+    for value in (1e-5, 0.01, 0.1, 1.0, 3.0):
+        expected = 1 - math.exp(-value)
+        error = 5 * math.sqrt(expected / len(times))
+        assert float((times < value).double().mean()) == pytest.approx(expected, abs=error)
+    assert not (times == 0).any()  # which would win against any probability
+    assert len(times.unique()) > 990_000
+
+
 def test_draws_follow_the_distribution() -> None:
-    logits = torch.tensor([[0.0, 1.0, float("-inf"), 2.0]])
-    uniforms = torch.linspace(0, 1, 100_001)[:-1]
-    tokens = draw(logits.expand(len(uniforms), -1), uniforms)
-    frequencies = torch.bincount(tokens, minlength=4) / len(tokens)
-    torch.testing.assert_close(frequencies, logits[0].softmax(0), atol=1e-4, rtol=0)
+    logits = torch.tensor([[0.0, 1.0, float("-inf"), 2.0, -12.0]])
+    times = log_exponentials(5 * 400_000, random_stream(0, 0)).view(-1, 5)
+    tokens = draw(logits.expand(len(times), -1), times)
+    frequencies = torch.bincount(tokens, minlength=5) / len(tokens)
+    torch.testing.assert_close(frequencies, logits[0].softmax(0), atol=2e-3, rtol=0)
 
 
 def test_a_draw_never_gives_a_token_without_probability() -> None:
     logits = torch.full((1, 100), float("-inf"))
     logits[0, 40:60] = torch.randn(20)
-    for uniform in (0.0, 0.5, 1 - 2**-24, 1.0):
-        assert 40 <= draw(logits, torch.tensor([uniform])).item() < 60
+    extreme = torch.full((1, 100), -80.0)  # the earliest of times for those that are not in the race
+    extreme[0, 40:60] = 4.0
+    for times in (extreme, torch.zeros(1, 100), log_exponentials(100, random_stream(0, 0))[None]):
+        assert 40 <= draw(logits, times).item() < 60
+
+
+def test_a_draw_from_no_numbers_is_refused() -> None:
+    for bad in (math.nan, math.inf):
+        with pytest.raises(NotFinite):
+            draw(torch.tensor([[0.0, 1.0], [0.0, bad]]), torch.zeros(2, 2))
+
+
+@pytest.mark.parametrize("change", [0.01, 0.1, 1.0])
+def test_the_same_numbers_draw_the_same_of_nearly_the_same(change: float) -> None:
+    """Of distributions p and q with total variation d, 1 - 2 d / (1 + d) of draws or more are equal (Daliri)."""
+    logits = some_logits(1, 500)
+    other = logits + change * some_logits(2, 500)[1:] / 3
+    times = log_exponentials(500 * 20_000, random_stream(1, 1)).view(-1, 500)
+    equal = (draw(logits, times) == draw(other, times)).double().mean()
+    distance = float((logits.softmax(-1) - other.softmax(-1)).abs().sum()) / 2
+    assert equal > 1 - 2 * distance / (1 + distance) - 0.01
+    assert equal < 1 - distance + 0.01  # no coupling does better
 
 
 def test_random_streams_differ_and_repeat() -> None:

@@ -218,6 +218,6 @@ def test_fp16_gradients_that_never_are_finite_end_the_run(make_config: MakeConfi
 def test_a_sample_that_cannot_be_is_told_and_training_goes_on(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("gpt.inference.decode.draw", lambda logits, uniforms: draw(logits * math.nan, uniforms))
+    monkeypatch.setattr("gpt.inference.rows.draw", lambda logits, times: draw(logits * math.nan, times))
     assert train(make_config(train={"max_steps": 4, "eval_every": 2})) == 0
     assert "step      2  no sample: the model's logits are no finite numbers" in capsys.readouterr().err

@@ -1,0 +1,151 @@
+"""Decoding with a draft against the obvious loop that has none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gpt.inference.decode import decode, generate
+from gpt.inference.draft import MOST_GUESSES, Pace
+from gpt.inference.quantize import Int4Linear, Int8Linear, lay_out, rounded_draft
+from gpt.inference.rows import Row
+from gpt.inference.sampling import Sampling, random_stream
+from gpt.model.hardware import Hardware
+from gpt.model.transformer import Decoder
+from gpt.options import UserError
+
+from ..model.conftest import SHAPES, make_decoder
+from .test_decode import END, GREEDY, WARM, byte_tokenizer, prompt, slow_loop
+
+FP32 = Hardware(torch.device("cpu"), "fp32")
+x86 = pytest.mark.skipif(
+    "fbgemm" not in torch.backends.quantized.supported_engines, reason="int8 and int4 need an x86 processor"
+)
+
+
+def stranger(model: Decoder, amount: float) -> Decoder:
+    """A draft of the same shape, whose weights differ by so much; its guesses are partly wrong."""
+    other = Decoder(model.config, model.vocab_size).eval()
+    other.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter += amount * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    return other
+
+
+def run(model: Decoder, draft: Decoder, prompts: list[list[int]], sampling: Sampling, n: int) -> list[list[int]]:
+    rows = [Row(list(prompt), random_stream(0, i)) for i, prompt in enumerate(prompts)]
+    lengths = {row: len(row.tokens) for row in rows}
+    for grown in decode(model, rows, sampling, n, END, draft=draft):
+        assert len(set(grown)) == len(grown)
+        for row in grown:
+            lengths[row] += 1
+            assert len(row.tokens) == lengths[row]  # one token at a time
+    return [row.tokens for row in rows]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("sampling", [GREEDY, WARM], ids=["greedy", "warm"])
+@pytest.mark.parametrize("amount", [0.0, 0.02, 1.0], ids=["right", "partly right", "wrong"])
+def test_tokens_are_those_of_the_slow_loop_whatever_the_draft(shape: str, sampling: Sampling, amount: float) -> None:
+    model = make_decoder(**SHAPES[shape])  # 24 tokens of context
+    for prompts in ([prompt(5)], [prompt(length, seed=length) for length in (1, 30, 7, 24, 100)]):
+        found = run(model, stranger(model, amount), prompts, sampling, 60)
+        assert found == [slow_loop(model, each, sampling, 60, 0, i) for i, each in enumerate(prompts)]
+
+
+@pytest.mark.parametrize("context", [1, 2, 3])
+def test_tiny_contexts(context: int) -> None:
+    model = make_decoder(context_length=context)
+    assert run(model, stranger(model, 0.02), [prompt(5)], WARM, 20)[0] == slow_loop(model, prompt(5), WARM, 20, 0, 0)
+
+
+@x86
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_a_rounded_draft_shares_all_but_the_layers_that_it_rounds(kind: str) -> None:
+    model = make_decoder(n_embd=64, dialect="gpt2")
+    tensors = {name: tensor.data_ptr() for name, tensor in model.state_dict(keep_vars=True).items()}
+    draft = rounded_draft(model, FP32, kind)
+    assert {name: tensor.data_ptr() for name, tensor in model.state_dict(keep_vars=True).items()} == tensors
+    assert all(tensor.data_ptr() in tensors.values() for name, tensor in draft.named_parameters())
+    assert type(draft.blocks[0].attention.out) is (Int8Linear if kind == "int8" else Int4Linear)
+    assert type(model.blocks[0].attention.out) is nn.Linear
+    prompts = [prompt(length, seed=length) for length in (3, 9)]
+    expected = [slow_loop(model, each, WARM, 50, 0, i) for i, each in enumerate(prompts)]
+    lay_out(model, FP32)
+    assert run(model, draft, prompts, WARM, 50) == expected
+
+
+class Counting(nn.Module):
+    """Counts a model's passes and the tokens in them."""
+
+    def __init__(self, model: Decoder) -> None:
+        super().__init__()
+        self.passes = 0
+        model.register_forward_hook(self.count)
+
+    def count(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self.passes += 1
+
+
+def passes(model: Decoder, draft: Decoder, n: int) -> int:
+    counter = Counting(model)
+    for _ in decode(model, [Row(prompt(5), random_stream(0, 0))], Sampling(), n, end_of_text=-1, draft=draft):
+        pass
+    return counter.passes
+
+
+def test_right_guesses_save_passes_and_wrong_ones_are_given_up() -> None:
+    model = make_decoder(context_length=128)
+    assert passes(model, stranger(model, 0.0), 90) <= 1 + 90 / (MOST_GUESSES - 1)
+    wrong = stranger(model, 1.0)
+    counter = Counting(wrong)
+    assert passes(model, wrong, 90) > 70
+    assert counter.passes < 60
+
+
+def test_what_is_marked_finished_in_the_middle_of_a_check_grows_no_more() -> None:
+    model = make_decoder(context_length=64)
+    row, other = Row(prompt(5), random_stream(0, 0)), Row(prompt(5), random_stream(0, 1))
+    for _ in decode(model, [row, other], WARM, 30, END, draft=stranger(model, 0.0)):
+        row.finished = row.finished or len(row.tokens) == 5 + 4
+    assert row.tokens == slow_loop(model, prompt(5), WARM, 4, 0, 0)
+    assert other.tokens == slow_loop(model, prompt(5), WARM, 30, 0, 1)
+
+
+def test_generate_ends_at_a_stop_text_as_without_a_draft() -> None:
+    model, tokenizer = Decoder(make_decoder(context_length=64).config, 257), byte_tokenizer()
+    jobs = [("ab", 0), ("", 1), ("abc", 2)]
+
+    def texts(draft: Decoder | None, stop: list[str]) -> Iterator[tuple[str, str, int]]:
+        *_, samples = generate(model, tokenizer, jobs, WARM, max_new_tokens=30, seed=3, stop=stop, draft=draft)
+        for sample in samples:
+            yield sample.text, sample.ended, sample.n_tokens
+
+    plain = list(texts(None, []))
+    for stop in ([], [plain[0][0][5:7]]):
+        assert list(texts(stranger(model, 0.001), stop)) == list(texts(None, stop))
+
+
+def test_the_pace_follows_what_was_right() -> None:
+    pace = Pace()
+    assert 3 <= pace.n_guesses(1) <= MOST_GUESSES
+    assert pace.n_guesses(8) < pace.n_guesses(1)
+    assert pace.n_guesses(1000) == 0  # where each more row costs, none can pay
+    pace.learn([(4, 5), (4, 1), (4, 3), (0, 1)])
+    assert (pace.right, pace.judged) == (9 + 4 + 0 + 2, 10 + 4 + 1 + 3)
+    pace.learn([(8, 9)] * 100)
+    assert pace.n_guesses(1) == MOST_GUESSES
+    pace.learn([(8, 1)] * 10_000)
+    assert pace.n_guesses(1) == 0
+
+
+def test_what_has_no_kernel_is_refused_by_the_name_of_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="draft=int8 is for processors, not cuda; add device=cpu, or leave draft away"):
+        rounded_draft(make_decoder(), Hardware(torch.device("cuda"), "fp32"), "int8")
+    monkeypatch.setattr(type(torch.backends.quantized), "supported_engines", ["qnnpack"])
+    with pytest.raises(UserError, match="draft=int4 needs an x86 processor"):
+        rounded_draft(make_decoder(), FP32, "int4")
