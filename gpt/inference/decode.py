@@ -32,7 +32,7 @@ def decode(
 
     A row ends with the token `end_of_text`, which is appended, or when it is marked finished. Ids from `vocab_size` on
     are never chosen: released models often have more rows than their tokenizer has tokens. A `draft` (see `draft.py`)
-    has a say in how fast tokens come, and none in which.
+    decides how fast tokens come, not which, but for ties in fp32's last bits.
     """
     mode = torch.no_grad() if model.sharded else torch.inference_mode()  # whose tensors training could not use again
     return mode(steps)(model, rows, sampling, max_new_tokens, end_of_text, vocab_size, draft)
@@ -48,9 +48,11 @@ def steps(
     draft: Decoder | None,
 ) -> Iterator[list[Row]]:
     """As `decode`, which sees to gradients."""
+    if max_new_tokens < 1 or not rows:
+        return
     active, prompts, pace = list(rows), [row.tokens for row in rows], Pace()
     limits = {row: len(row.tokens) + max_new_tokens for row in rows}
-    logits, cache = prefill(model, prompts, max_new_tokens + (MOST_GUESSES if draft else 0))
+    logits, cache = prefill(model, prompts, max_new_tokens + (0 if draft is None else MOST_GUESSES))
     seen = tokens_seen(prompts, model.vocab_size, logits.device) if sampling.repetition_penalty != 1 else None
     logits = logits[:, None]  # [B, n + 1, V]: after the newest token of each row, and after each of n guesses
     guesses: list[list[int]] = [[] for _ in active]
@@ -73,7 +75,7 @@ def steps(
             seen = None if seen is None else seen[kept]
         refill(model, [row.tokens for row in active], cache)
         guesses = [[] for _ in active]
-        if draft:
+        if draft is not None:
             most = max(limits[row] - len(row.tokens) for row in active) - 1
             n = min(pace.n_guesses(len(active)), most, model.config.context_length - max(cache.lengths) - 1)
             guesses = guess(draft, active, cache, n, sampling, seen, vocab_size)
@@ -101,7 +103,7 @@ def grow(
         of_grown = logits[:, place] if everyone else logits[growing, place]
         chosen = choose(of_grown, grown, sampling, seen if seen is None or everyone else seen[growing])
         for row, token in zip(grown, chosen, strict=True):
-            row.append(token)
+            row.tokens.append(token)
             row.finished = token == end_of_text
         if seen is not None:
             seen[growing, chosen] = True
@@ -191,6 +193,8 @@ def generate(
     streams = {row: TextStream(tokenizer, stop) for row in rows}
     of_row = dict(zip(rows, samples, strict=True))
     model.eval()
+    if draft is not None:
+        draft.eval()
     for grown in decode(model, rows, sampling, max_new_tokens, tokenizer.end_of_text, tokenizer.vocab_size, draft):
         for sample in samples:
             sample.piece = ""

@@ -115,13 +115,13 @@ def lay_out(model: Decoder, hardware: Hardware, quantize: str = "none") -> str:
     return {"none": "weights packed", "int8": "weights int8", "int4": f"weights int4 by {GROUP}, head int8"}[quantize]
 
 
-def rounded_draft(model: Decoder, hardware: Hardware, draft: str) -> Decoder:
+def rounded_draft(model: Decoder, hardware: Hardware, kind: str) -> Decoder:
     """The model with its linear layers rounded to int8 or int4, to guess tokens (`draft.py`). The model stays as it is,
     and shares all else. To be called before `lay_out`. Raises UserError as that does."""
-    check_quantize(model, hardware, draft, "draft")
+    check_quantize(model, hardware, kind, "draft")
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     twin = copy.deepcopy(model, shared)
-    lay_out(twin, hardware, draft)
+    lay_out(twin, hardware, kind)
     return twin
 
 
@@ -144,7 +144,7 @@ def check_quantize(model: Decoder, hardware: Hardware, quantize: str, option: st
     """Raise UserError for what the kernels cannot do; `option` asked for it."""
     if quantize == "none":
         return
-    way_out = f"leave {option} away; precision=bf16 halves the weights"
+    way_out = f"leave {option} away" + ("; precision=bf16 halves the weights" if option == "quantize" else "")
     if hardware.device.type != "cpu":
         raise UserError(f"{option}={quantize} is for processors, not {hardware.device}; add device=cpu, or {way_out}")
     if "fbgemm" not in torch.backends.quantized.supported_engines:

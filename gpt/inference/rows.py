@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gpt.inference.sampling import Sampling, draw, log_exponentials, penalise_repetition, warp
+from gpt.inference.sampling import Sampling, draw, log_times, penalise_repetition, warp
 
 
 @dataclass(eq=False)
@@ -17,20 +16,8 @@ class Row:
     """One sequence being decoded. Whoever reads the tokens may set `finished`."""
 
     tokens: list[int]
-    random: torch.Generator
+    stream: int  # of random numbers, by `random_stream`
     finished: bool = False
-    drawn: deque[Tensor] = field(default_factory=deque, repr=False)  # random numbers of tokens to come, [V] each
-
-    def append(self, token: int) -> None:
-        self.tokens.append(token)
-        if self.drawn:
-            self.drawn.popleft()
-
-    def numbers(self, ahead: int, vocab_size: int) -> Tensor:
-        """The random numbers [V] that choose the token `ahead` places after the next, whoever asks and how often."""
-        while len(self.drawn) <= ahead:
-            self.drawn.append(log_exponentials(vocab_size, self.random))
-        return self.drawn[ahead]
 
 
 def choose(logits: Tensor, rows: Sequence[Row], sampling: Sampling, seen: Tensor | None, ahead: int = 0) -> list[int]:
@@ -39,8 +26,9 @@ def choose(logits: Tensor, rows: Sequence[Row], sampling: Sampling, seen: Tensor
         logits = penalise_repetition(logits, seen[:, : logits.shape[1]], sampling.repetition_penalty)
     if sampling.temperature == 0:
         return logits.max(dim=-1).indices.tolist()  # `argmax` takes twice as long
-    numbers = torch.stack([row.numbers(ahead, logits.shape[1]) for row in rows])
-    return draw(warp(logits, sampling), numbers.to(logits.device)).tolist()
+    places = [len(row.tokens) + ahead for row in rows]
+    times = log_times([row.stream for row in rows], places, logits.shape[1], logits.device)
+    return draw(warp(logits, sampling), times).tolist()
 
 
 def tokens_seen(sequences: Sequence[Sequence[int]], vocab_size: int, device: torch.device) -> Tensor:

@@ -4,12 +4,14 @@ Legend: B rows, V vocabulary. Every function takes and returns logits [B, V]; mi
 The kept sets equal those of transformers' logits processors, in transformers' order.
 
 Sources: repetition penalty: Keskar et al. 2019 (CTRL); top-k: Fan et al. 2018; top-p: Holtzman et al. 2020;
-min-p: Nguyen et al. 2024; the draw: Gumbel 1954 in the form of exponential races.
+min-p: Nguyen et al. 2024; SplitMix64: Steele et al. 2014.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -17,6 +19,8 @@ from torch import Tensor
 
 from gpt.options import UserError
 from gpt.text.permutation import mix
+
+GOLDEN = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio, SplitMix64's step
 
 
 class NotFinite(UserError):
@@ -72,18 +76,12 @@ def warp(logits: Tensor, sampling: Sampling) -> Tensor:
     return logits
 
 
-def log_exponentials(n: int, random: torch.Generator) -> Tensor:
-    """Logarithms [n], fp32, of n exponentially distributed random numbers of mean 1."""
-    uniforms = torch.rand(n, generator=random, dtype=torch.float64)  # of fp32's 2^24 steps one draw in 300 would meet 0
-    return uniforms.log_().neg_().log_().float()
-
-
 def draw(logits: Tensor, log_times: Tensor) -> Tensor:
-    """The tokens that win a race: token i arrives after an exponential time divided by its probability, and is the
-    first with that probability. logits and logarithms of the times [B, V] → ids [B].
+    """The tokens that win a race: token i takes an exponential time divided by its probability, and is the first with
+    that probability. logits and logarithms of the times [B, V] → ids [B].
 
-    Unlike the place of one number in the cumulative distribution, the winner mostly stays where the probabilities
-    change a little, which decoding with a draft needs. Nothing is summed, so the order of sums is nowhere felt.
+    Unlike the token at a random place of the cumulative distribution, the winner mostly stays where the probabilities
+    change a little, which decoding with a draft needs. Nothing is summed, so no order of sums changes it.
     """
     best = (logits - log_times).max(dim=-1)
     if not best.values.isfinite().all():
@@ -91,8 +89,28 @@ def draw(logits: Tensor, log_times: Tensor) -> Tensor:
     return best.indices
 
 
-def random_stream(seed: int, sample: int) -> torch.Generator:
-    """The random numbers of sample number `sample` of a seed, whatever is decoded beside it."""
-    generator = torch.Generator()
-    generator.manual_seed(int(mix(np.uint64(seed) ^ mix(np.uint64(sample)))) >> 1)
-    return generator
+def random_stream(seed: int, sample: int) -> int:
+    """What decides all choices of sample number `sample` of a seed, whatever is decoded beside it."""
+    return int(mix(np.uint64(seed) ^ mix(np.uint64(sample))))
+
+
+def log_times(streams: Sequence[int], places: Sequence[int], vocab_size: int, device: torch.device) -> Tensor:
+    """Logarithms of exponentially distributed random numbers of mean 1, fp32 [B, V], one for each token: a function of
+    the row's stream and of its place in the text, whoever asks and how often, and the same on every device."""
+    keys = mix(np.array(streams, dtype=np.uint64) + np.array(places, dtype=np.uint64) * np.uint64(GOLDEN))  # [B]
+    state = torch.from_numpy(keys.view(np.int64)).to(device)[:, None] + token_steps(vocab_size, device)  # SplitMix64
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        state.bitwise_xor_((state >> shift) & ((1 << (64 - shift)) - 1)).mul_(signed(factor))
+    # Of 63 bits, as the smallest times decide whether a rare token wins: of 24 bits they would be too long, or none.
+    return (state & (2**63 - 1)).float().mul_(-(2.0**-63)).log1p_().neg_().log_()
+
+
+@lru_cache(maxsize=4)
+def token_steps(vocab_size: int, device: torch.device) -> Tensor:
+    """What SplitMix64 has added to its state before each number, [V]."""
+    return torch.arange(1, vocab_size + 1, device=device) * signed(GOLDEN)
+
+
+def signed(number: int) -> int:
+    """The 64-bit integer with the same bits, as torch calculates with it; products and sums agree modulo 2^64."""
+    return number - (1 << 64) if number >> 63 else number

@@ -72,7 +72,8 @@ class Reporter:
     def log_training(self, step: int, loss: float, norm: float, scale: float) -> None:
         """Record one step: its loss in nats a token, gradient norm, and learning rate over its peak."""
         speed = (step - self.mark_step) * self.tokens_per_step / (time.perf_counter() - self.mark)
-        if self.peak and not self.told:  # once more, as the moment of the start may have been a busy one
+        # Once more, as the moment of the start may have been a busy one, and whenever it shows that all were.
+        if self.peak and (not self.told or speed * self.flops_per_token > self.peak):
             self.peak = max(self.peak, self.hardware_peak() or 0)
         self.mark, self.mark_step = time.perf_counter(), step
         values = {

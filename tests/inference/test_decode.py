@@ -12,7 +12,7 @@ from gpt.inference import prefill as prefill_module
 from gpt.inference.decode import TextStream, decode, generate
 from gpt.inference.prefill import prefill, window_start
 from gpt.inference.rows import Row
-from gpt.inference.sampling import Sampling, draw, log_exponentials, penalise_repetition, random_stream, warp
+from gpt.inference.sampling import Sampling, draw, log_times, penalise_repetition, random_stream, warp
 from gpt.model.kv_cache import KVCache
 from gpt.model.transformer import Decoder
 from gpt.text.tokenizers import Tokenizer
@@ -26,7 +26,7 @@ WARM = Sampling(temperature=1.2, top_k=40, top_p=0.95, min_p=0.01, repetition_pe
 
 
 def slow_loop(model: Decoder, prompt: list[int], sampling: Sampling, n: int, seed: int, sample: int) -> list[int]:
-    tokens, random = list(prompt), random_stream(seed, sample)
+    tokens, stream = list(prompt), random_stream(seed, sample)
     for _ in range(n):
         window = tokens[window_start(len(tokens), model.config.context_length) :]
         with torch.no_grad():
@@ -38,7 +38,7 @@ def slow_loop(model: Decoder, prompt: list[int], sampling: Sampling, n: int, see
         if sampling.temperature == 0:
             token = int(logits.argmax())
         else:
-            token = int(draw(warp(logits, sampling), log_exponentials(VOCAB, random)[None]))
+            token = int(draw(warp(logits, sampling), log_times([stream], [len(tokens)], VOCAB, logits.device)))
         tokens.append(token)
         if token == END:
             break

@@ -14,7 +14,7 @@ from gpt.inference.sampling import (
     keep_min_p,
     keep_top_k,
     keep_top_p,
-    log_exponentials,
+    log_times,
     penalise_repetition,
     random_stream,
     warp,
@@ -100,22 +100,42 @@ def test_the_order_is_that_of_transformers(kind: str, temperature: float) -> Non
     assert torch.equal(mine, theirs)
 
 
+def times(n: int, vocab_size: int, stream: int = 1) -> torch.Tensor:
+    """The random numbers of n places, [n, V]."""
+    return log_times([random_stream(stream, 0)] * n, range(n), vocab_size, torch.device("cpu"))
+
+
 def test_the_random_numbers_are_logarithms_of_exponential_ones() -> None:
-    times = log_exponentials(1_000_000, random_stream(0, 0)).double().exp()
-    for value in (1e-5, 0.01, 0.1, 1.0, 3.0):
-        expected = 1 - math.exp(-value)
-        error = 5 * math.sqrt(expected / len(times))
-        assert float((times < value).double().mean()) == pytest.approx(expected, abs=error)
-    assert not (times == 0).any()  # which would win against any probability
-    assert len(times.unique()) > 990_000
+    found = times(100, 10_000).double().exp()
+    for numbers in (found.flatten(), found[:, 7], found[3]):
+        for value in (1e-5, 1e-3, 0.1, 1.0, 3.0):
+            expected = 1 - math.exp(-value)
+            error = 5 * math.sqrt(expected * (1 - expected) / len(numbers)) + 1 / len(numbers)
+            assert float((numbers < value).double().mean()) == pytest.approx(expected, abs=error)
+    assert float(torch.corrcoef(found[:50].log()).triu(1).abs().max()) < 0.06
+
+
+def test_the_random_numbers_are_those_of_splitmix64() -> None:
+    stream, place, wrap = random_stream(7, 3), 11, 2**64
+
+    def mixed(state: int) -> int:
+        state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % wrap
+        state = (state ^ (state >> 27)) * 0x94D049BB133111EB % wrap
+        return state ^ (state >> 31)
+
+    key = mixed((stream + (place + 1) * 0x9E3779B97F4A7C15) % wrap)
+    states = [mixed((key + (token + 1) * 0x9E3779B97F4A7C15) % wrap) for token in range(20_000)]
+    expected = [math.log(-math.log1p(-(state % 2**63) / 2**63)) for state in states]
+    (found,) = log_times([stream], [place], 20_000, torch.device("cpu")).tolist()
+    assert found == pytest.approx(expected, rel=0, abs=1e-4)  # of 24 bits, the least would be wrong by 6e-4
 
 
 def test_draws_follow_the_distribution() -> None:
-    logits = torch.tensor([[0.0, 1.0, float("-inf"), 2.0, -12.0]])
-    times = log_exponentials(5 * 400_000, random_stream(0, 0)).view(-1, 5)
-    tokens = draw(logits.expand(len(times), -1), times)
-    frequencies = torch.bincount(tokens, minlength=5) / len(tokens)
-    torch.testing.assert_close(frequencies, logits[0].softmax(0), atol=2e-3, rtol=0)
+    logits = torch.tensor([[0.0, 1.0, float("-inf"), 2.0, -6.0, -8.0]])
+    n = 400_000
+    frequencies = torch.bincount(draw(logits.expand(n, -1), times(n, 6)), minlength=6) / n
+    for found, expected in zip(frequencies.tolist(), logits[0].softmax(0).tolist(), strict=True):
+        assert found == pytest.approx(expected, abs=5 * math.sqrt(expected / n))
 
 
 def test_a_draw_never_gives_a_token_without_probability() -> None:
@@ -123,8 +143,8 @@ def test_a_draw_never_gives_a_token_without_probability() -> None:
     logits[0, 40:60] = torch.randn(20)
     extreme = torch.full((1, 100), -80.0)  # the earliest of times for those that are not in the race
     extreme[0, 40:60] = 4.0
-    for times in (extreme, torch.zeros(1, 100), log_exponentials(100, random_stream(0, 0))[None]):
-        assert 40 <= draw(logits, times).item() < 60
+    for some in (extreme, torch.zeros(1, 100), times(1, 100)):
+        assert 40 <= draw(logits, some).item() < 60
 
 
 def test_a_draw_from_no_numbers_is_refused() -> None:
@@ -133,19 +153,22 @@ def test_a_draw_from_no_numbers_is_refused() -> None:
             draw(torch.tensor([[0.0, 1.0], [0.0, bad]]), torch.zeros(2, 2))
 
 
-@pytest.mark.parametrize("change", [0.01, 0.1, 1.0])
+@pytest.mark.parametrize("change", [0.1, 0.3, 1.0])
 def test_the_same_numbers_draw_the_same_of_nearly_the_same(change: float) -> None:
-    """Of distributions p and q with total variation d, 1 - 2 d / (1 + d) of draws or more are equal (Daliri)."""
-    logits = some_logits(1, 500)
+    """Of two distributions with total variation d, 1 - 2 d / (1 + d) of draws or more are equal (Daliri), and no way to
+    draw gives more than 1 - d."""
+    n, logits = 20_000, some_logits(1, 500)
     other = logits + change * some_logits(2, 500)[1:] / 3
-    times = log_exponentials(500 * 20_000, random_stream(1, 1)).view(-1, 500)
-    equal = (draw(logits, times) == draw(other, times)).double().mean()
+    equal = float((draw(logits, times(n, 500)) == draw(other, times(n, 500))).double().mean())
     distance = float((logits.softmax(-1) - other.softmax(-1)).abs().sum()) / 2
-    assert equal > 1 - 2 * distance / (1 + distance) - 0.01
-    assert equal < 1 - distance + 0.01  # no coupling does better
+    error = 4 * math.sqrt(distance / n)
+    assert distance > 4 * error
+    assert 1 - 2 * distance / (1 + distance) - error < equal < 1 - distance + error
 
 
 def test_random_streams_differ_and_repeat() -> None:
-    numbers = {(s, i): torch.rand(4, generator=random_stream(s, i)) for s in (0, 1, 2**62) for i in (0, 1, 2)}
-    assert len({tuple(values.tolist()) for values in numbers.values()}) == 9
-    assert torch.equal(numbers[1, 2], torch.rand(4, generator=random_stream(1, 2)))
+    asked = [(seed, sample, place) for seed in (0, 1, 2**62) for sample in (0, 1, 2) for place in (0, 1, 5)]
+    streams = [random_stream(seed, sample) for seed, sample, _ in asked]
+    numbers = log_times(streams, [place for *_, place in asked], 4, torch.device("cpu"))
+    assert len({tuple(row) for row in numbers.tolist()}) == len(asked)
+    assert torch.equal(numbers[5], log_times([random_stream(0, 1)], [5], 4, torch.device("cpu"))[0])

@@ -155,16 +155,17 @@ def test_a_picture_leaves_nothing_in_memory(tmp_path: Path) -> None:
         assert not [each for each in gc.get_objects() if type(each).__name__ in ("Figure", "Axes")]
 
 
+@pytest.mark.parametrize("measured", [[1e6, 1e12], [1e2, 1e3, 1e12]], ids=["at the start", "at the first log too"])
 def test_a_peak_that_was_measured_in_a_busy_moment_is_measured_again(
-    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+    measured: list[float], make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    peaks = iter([1e6, 1e12])
+    peaks = iter(measured)
     monkeypatch.setattr(report, "peak_flops", lambda hardware: next(peaks))
-    config = make_config(train={"max_steps": 2, "log_every": 1, "eval_every": 2})
+    config = make_config(train={"max_steps": 3, "log_every": 1, "eval_every": 3})
     assert train(config) == 0
     lines = [line for line in read_lines(Path(config.run_dir) / "metrics.jsonl") if "train/mfu" in line]
-    assert len(lines) == 2
-    assert all(0 < line["train/mfu"] < 1 for line in lines)
+    assert len(lines) == 3
+    assert all(0 < line["train/mfu"] < 1 for line in lines[len(measured) - 2 :])
 
 
 def test_durations_are_for_people() -> None:
