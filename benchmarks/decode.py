@@ -2,16 +2,17 @@
 
     pip install -e '.[bench]'
     python -m benchmarks.decode --repeats 3 --output decode.json
-    python -m benchmarks.decode --model runs/mine/checkpoints/best --temperature 1
+    python -m benchmarks.decode --model runs/mine/checkpoints/best --text held-out.txt --temperature 1
 
-The model has GPT-2 124M's shape and random weights, on which nothing here depends, and is made once in a temporary
-folder, for CTranslate2 converted by its own converter; nothing is downloaded. Every contender continues the same random
-prompts, greedily where no temperature is given, with a cache, and the end of text ends nothing, so that all make the
-same number of tokens. Tokens a second count the whole call, prompt included; the time to the first token is that of a
-call for one. Each figure comes from a fresh process, after a short call to warm it up.
+The model has GPT-2 124M's shape and random weights, and is made once in a temporary folder, for CTranslate2 converted
+by its own converter; nothing is downloaded. Every contender continues the same random prompts, greedily where no
+temperature is given, with a cache, and the end of text ends nothing, so that all make the same number of tokens. Tokens
+a second count the whole call, prompt included; the time to the first token is that of a call for one. Each figure comes
+from a fresh process, after a short call to warm it up.
 
 How fast a draft makes a model (fp32+int8: guesses in int8, checked in fp32) depends on how often it is right, so these
-contenders take part only where a trained model is given: GPT-2 in transformers' format, with its tokenizer.
+contenders take part only where a trained model is given, GPT-2 in transformers' format with its tokenizer, and a text
+with prompts for it; nothing else depends on the weights.
 """
 
 from __future__ import annotations
@@ -134,21 +135,31 @@ LOADERS = {"transformers": load_transformers, "CTranslate2": load_ctranslate2, "
 
 
 def measure(
-    contender: str, model: Path, folder: Path, sequences: int, n_prompt: int, n_new: int, temperature: float
+    contender: str, model: Path, folder: Path, prompts: Prompts, n_new: int, temperature: float
 ) -> dict[str, float]:
     """One repetition, in a process of its own."""
-    numbers = random.Random(sequences)
-    prompts = [[numbers.randrange(VOCAB - 1) for _ in range(n_prompt)] for _ in range(sequences)]
     library, precision = contender.split()
     generate = LOADERS[library](model, folder, precision, temperature)
     generate(prompts, 4)
     first = statistics.median(timed(generate, prompts, 1) for _ in range(FIRST_TOKENS))
     seconds = timed(generate, prompts, n_new)
     return {
-        "tokens_per_second": sequences * n_new / seconds,
+        "tokens_per_second": len(prompts) * n_new / seconds,
         "first_token_ms": first * 1000,
         "peak_mib": peak_bytes() / 2**20,
     }
+
+
+def make_prompts(model: Path, text: Path | None, sequences: int, n_prompt: int) -> Prompts:
+    """Random ids, or pieces of a text from random places."""
+    numbers = random.Random(sequences)
+    if text is None:
+        return [[numbers.randrange(VOCAB - 1) for _ in range(n_prompt)] for _ in range(sequences)]
+    from tokenizers import Tokenizer
+
+    ids = Tokenizer.from_file(str(model / "tokenizer.json")).encode(text.read_text()).ids
+    starts = [numbers.randrange(len(ids) - n_prompt) for _ in range(sequences)]
+    return [ids[start : start + n_prompt] for start in starts]
 
 
 def timed(generate: Generate, prompts: Prompts, n_new: int) -> float:
@@ -170,6 +181,7 @@ def main() -> None:
     parser.add_argument("--worker", choices=("make", "convert", *CONTENDERS, *DRAFTED), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help="GPT-2 in transformers' format, instead of random weights")
+    parser.add_argument("--text", type=Path, help="text file with prompts for --model")
     parser.add_argument("--temperature", type=float, default=0.0, help="0: greedily")
     parser.add_argument("--contenders", nargs="+", choices=(*CONTENDERS, *DRAFTED))
     parser.add_argument("--sequences", type=int, nargs="+", default=[1, 8], help="decoded at once")
@@ -183,7 +195,9 @@ def main() -> None:
         parser.error(f"a prompt and its continuation are 2 to {CONTEXT} tokens, the context")
     names = arguments.contenders or (*CONTENDERS, *(DRAFTED if arguments.model else ()))
     if not arguments.model and set(names) & set(DRAFTED):
-        parser.error("how often a draft is right is a question for a trained model; give --model")
+        parser.error("how often a draft is right is a question for a trained model; give --model and --text")
+    if arguments.worker is None and bool(arguments.model) != bool(arguments.text):
+        parser.error("--model and --text go together")
     if arguments.worker == "make":
         make_model(arguments.folder)
         print("{}")
@@ -191,23 +205,21 @@ def main() -> None:
         convert(arguments.model, arguments.folder)
         print("{}")
     elif arguments.worker:
-        found = measure(
-            arguments.worker, arguments.model, arguments.folder, arguments.sequences[0], n_prompt, n_new,
-            arguments.temperature,
-        )  # fmt: skip
+        prompts = make_prompts(arguments.model, arguments.text, arguments.sequences[0], n_prompt)
+        found = measure(arguments.worker, arguments.model, arguments.folder, prompts, n_new, arguments.temperature)
         print(json.dumps(found))
     if arguments.worker:
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        model = arguments.model or folder
+        model, texts = arguments.model or folder, ("--text", arguments.text) if arguments.text else ()
         if not arguments.model:  # in a process of its own, as peak memory is inherited
             last_object(worker("decode", "make", "--folder", folder))
         last_object(worker("decode", "convert", "--model", model, "--folder", folder))
         runs = {
             f"{name}, {sequences}": worker(
                 "decode", name, "--model", model, "--folder", folder, "--sequences", sequences,
-                "--prompt-tokens", n_prompt, "--new-tokens", n_new, "--temperature", arguments.temperature,
+                "--prompt-tokens", n_prompt, "--new-tokens", n_new, "--temperature", arguments.temperature, *texts,
             )
             for sequences in arguments.sequences
             for name in names

@@ -61,10 +61,10 @@ class SampleConfig(Options):
     precision: str = option("auto", "weights and arithmetic: auto, fp32 or bf16", choices=("auto", "fp32", "bf16"))
     quantize: str = option("none", QUANTIZE, choices=QUANTIZED)
     draft: str = option(
-        "none",
-        "none, int8 or int4: guess tokens with weights so rounded and keep those that the full ones choose too, which "
-        "is the same text, sooner; on the processor, in fp32",
-        choices=QUANTIZED,
+        "auto",
+        "int8 or int4: guess tokens with weights so rounded and keep those that the full ones choose too, which is the "
+        "same text, sooner; on the processor, in fp32; auto: where a few sequences of a large model gain by it",
+        choices=("auto", *QUANTIZED),
     )
 
     def mistakes(self) -> list[Mistake]:
@@ -86,7 +86,7 @@ class SampleConfig(Options):
         return found + self.beam_mistakes() + decoding_mistakes(self.num_beams, self.batch_size, self.stop)
 
     def draft_mistakes(self) -> list[Mistake]:
-        if self.draft == "none":
+        if self.draft not in ("int8", "int4"):
             return []
         found = []
         if self.quantize != "none":

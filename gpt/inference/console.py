@@ -17,28 +17,34 @@ from gpt.config import SampleConfig
 from gpt.config.sampling import DEFAULT_TEMPERATURE
 from gpt.inference.beam import beam_search
 from gpt.inference.decode import Sample, generate
-from gpt.inference.quantize import lay_out, rounded_draft
+from gpt.inference.quantize import lay_out, possible_draft, rounded_draft
 from gpt.inference.sampling import Sampling
-from gpt.model.hardware import decoding_hardware
+from gpt.model.hardware import Hardware, decoding_hardware
 from gpt.model.opening import open_checkpoint
+from gpt.model.transformer import Decoder
 from gpt.options import UserError, say
 from gpt.text.encoders import check_unicode
 from gpt.text.files import check_writable_folder, write_whole
 from gpt.text.spans import Span, decode
 
+# Where `draft=auto` guesses: rounding the weights takes as long as writing some 40 tokens without, more sequences fill
+# a pass by themselves, and smaller models fit the processor's caches. `benchmarks/README.md` has the figures.
+DRAFTED_TOKENS, DRAFTED_SEQUENCES, DRAFTED_PARAMETERS = 100, 4, 25_000_000
+
 
 class Sampler:
-    """A model, its tokenizer, and how it samples."""
+    """A model, its tokenizer, and how it samples. `sequences`: how many are to be written."""
 
-    def __init__(self, config: SampleConfig) -> None:
+    def __init__(self, config: SampleConfig, sequences: int = 1) -> None:
         self.config = config
         folder, self.model, self.tokenizer = open_checkpoint(config.checkpoint)
         hardware = decoding_hardware(config.device, config.precision, self.model.config.n_embd)
         count = self.model.parameter_count()
         self.model.to(hardware.device, hardware.dtype).eval()
-        self.draft = None if config.draft == "none" else rounded_draft(self.model, hardware, config.draft)
+        kind = draft_kind(config, self.model, hardware, min(sequences, config.batch_size))
+        self.draft = None if kind == "none" else rounded_draft(self.model, hardware, kind)
         layout = lay_out(self.model, hardware, config.quantize)
-        layout += "" if self.draft is None else f", guesses by weights in {config.draft}"
+        layout += "" if self.draft is None else f", guesses by weights in {kind}"
         temperature = DEFAULT_TEMPERATURE if config.temperature is None else config.temperature
         self.sampling = Sampling(temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty)
         place = hardware.describe(self.model.config.head_width, cached=True)
@@ -94,11 +100,24 @@ class Sampler:
         put("\n")
 
 
+def draft_kind(config: SampleConfig, model: Decoder, hardware: Hardware, together: int) -> str:
+    """What guesses the tokens of sequences decoded `together`: int8, int4 or none."""
+    if config.draft != "auto":
+        return config.draft
+    pays = (
+        config.max_new_tokens >= DRAFTED_TOKENS
+        and together <= DRAFTED_SEQUENCES
+        and model.parameter_count() >= DRAFTED_PARAMETERS
+    )
+    fits = hardware.precision == "fp32" and config.quantize == "none" and config.num_beams == 1
+    return possible_draft(model, hardware) if pays and fits else "none"
+
+
 def sample(config: SampleConfig) -> int:
     """Run `sample.py`. Returns the exit status. Raises UserError."""
     prompts = read_prompts(config)
     output = output_file(config.output) if config.output else None
-    sampler = Sampler(config)
+    sampler = Sampler(config, len(prompts) * config.num_samples)
     for prompt in prompts:
         sampler.tokenizer.encode(prompt)  # refuse what cannot be encoded before anything is written
     if config.interactive:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from contextlib import suppress
 from itertools import chain
 
 import torch
@@ -123,6 +124,15 @@ def rounded_draft(model: Decoder, hardware: Hardware, kind: str) -> Decoder:
     twin = copy.deepcopy(model, shared)
     lay_out(twin, hardware, kind)
     return twin
+
+
+def possible_draft(model: Decoder, hardware: Hardware) -> str:
+    """The kind of draft that is fastest, of those that there are kernels for; none where there are none."""
+    for kind in ("int4", "int8"):
+        with suppress(UserError):
+            check_quantize(model, hardware, kind)
+            return kind
+    return "none"
 
 
 def layer_kind(name: str, quantize: str) -> type[PackedLinear | Int8Linear | Int4Linear]:

@@ -166,6 +166,7 @@ class Tokenizer:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": self.end_of_text_token,
             "eos_token": self.end_of_text_token,
+            "unk_token": self.end_of_text_token,  # as GPT-2's own, without which CTranslate2 opens no converted model
             "clean_up_tokenization_spaces": False,
         }
         (folder / "tokenizer_config.json").write_text(

@@ -9,14 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from gpt.config import SampleConfig, TokenizerConfig
-from gpt.inference.console import printable, sample
+from gpt.inference import console
+from gpt.inference.console import draft_kind, printable, sample
+from gpt.inference.quantize import possible_draft
 from gpt.model import hardware
+from gpt.model.hardware import Hardware
 from gpt.model.huggingface import save_model
 from gpt.options import ConfigError, UserError
 from gpt.text.vocabularies import build_tokenizer
 
+from ..model.conftest import make_decoder
 from .conftest import varied_decoder
 
 Run = Callable[..., str]
@@ -199,3 +204,37 @@ def test_what_does_not_go_with_a_draft_is_refused(options: dict[str, object], me
     with pytest.raises(ConfigError) as error:
         SampleConfig(checkpoint="x", draft="int4", **options)  # type: ignore[arg-type]
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "together", "kind"),
+    [
+        ({}, 1, "int4"),
+        ({}, 4, "int4"),
+        ({}, 5, "none"),
+        ({"max_new_tokens": 50}, 1, "none"),
+        ({"max_new_tokens": 50, "draft": "int8"}, 100, "int8"),
+        ({"draft": "none"}, 1, "none"),
+        ({"quantize": "int8"}, 1, "none"),
+        ({"num_beams": 3}, 3, "none"),
+    ],
+    ids=str,
+)
+def test_a_draft_is_made_where_it_pays(
+    options: dict[str, object], together: int, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, place = make_decoder(n_embd=64), Hardware(torch.device("cpu"), "fp32")
+    config = SampleConfig(checkpoint="x", **options)  # type: ignore[arg-type]
+    if config.draft == "auto":
+        assert draft_kind(config, model, place, together) == "none"  # too small
+    monkeypatch.setattr(console, "DRAFTED_PARAMETERS", 1000)
+    assert draft_kind(config, model, place, together) == kind
+
+
+def test_a_draft_is_what_there_is_a_kernel_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = Hardware(torch.device("cpu"), "fp32")
+    assert possible_draft(make_decoder(n_embd=64), cpu) == "int4"
+    assert possible_draft(make_decoder(n_embd=48), cpu) == "int8"  # no multiples of 32 inputs
+    assert possible_draft(make_decoder(), Hardware(torch.device("cuda"), "fp32")) == "none"
+    monkeypatch.setattr(type(torch.backends.quantized), "supported_engines", ["qnnpack"])
+    assert possible_draft(make_decoder(), cpu) == "none"
