@@ -30,9 +30,9 @@ def measure(how: str, text: Path, folder: Path) -> dict[str, Any]:
     """In one of the processes."""
     from gpt.composition import load_config
     from gpt.model.hardware import choose_hardware
+    from gpt.model.process import resident_memory
     from gpt.text.shards import prepare
     from gpt.training.parallel.ranks import join
-    from gpt.training.process import resident_memory
     from gpt.training.trainer import Trainer
     from train import COMMAND
 

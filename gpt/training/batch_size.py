@@ -17,10 +17,10 @@ import torch
 
 from gpt.config import RunConfig
 from gpt.config.device import processes
+from gpt.model.available import available_memory
 from gpt.model.hardware import Hardware
 from gpt.options import UserError, to_dict, written
 from gpt.text.shards import Corpus
-from gpt.training.available import available_memory
 from gpt.training.checkpoints import CheckpointFolder, read_state
 from gpt.training.memory import PREDICTABLE, SMALL, has_room, predict_memory, surely_small
 from gpt.training.metrics import size

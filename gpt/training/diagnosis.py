@@ -19,7 +19,7 @@ from gpt.inference.console import printable
 from gpt.text.batches import IGNORE
 from gpt.text.tokenizers import Tokenizer
 from gpt.training.finite import StepStart
-from gpt.training.process import restore_random_states
+from gpt.training.random_states import restore_random_states
 from gpt.training.trainer import Trainer
 
 REPORT = "nonfinite.jsonl"

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from gpt.training.available import available_memory
-from gpt.training.process import peak_memory, resident_memory
+from gpt.model.available import available_memory
+from gpt.model.process import peak_memory, resident_memory
 from gpt.training.rehearsal import rehearse
 from gpt.training.trainer import Trainer
 

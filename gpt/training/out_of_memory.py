@@ -10,16 +10,16 @@ from contextlib import suppress
 import torch
 
 from gpt.config import RunConfig
+from gpt.model.available import available_memory
 from gpt.model.hardware import muon_dtype
+from gpt.model.process import peak_memory
 from gpt.model.transformer import Decoder
 from gpt.options import ran_out_of_memory
 from gpt.text.shards import Corpus
-from gpt.training.available import available_memory
 from gpt.training.batch_size import fit_with_less, largest_fit, needed_memory, own_share, smaller, usable
 from gpt.training.memory import PREDICTABLE
 from gpt.training.metrics import size
 from gpt.training.optimizers import Optimizers
-from gpt.training.process import peak_memory
 from gpt.training.trainer import Trainer
 
 

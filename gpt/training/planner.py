@@ -16,16 +16,17 @@ import torch
 
 from gpt.config import RunConfig
 from gpt.config.device import processes
+from gpt.model.available import available_memory
 from gpt.model.dialects import VOCAB_SIZES
 from gpt.model.fused import operations_of
 from gpt.model.gpus import find_gpu
 from gpt.model.hardware import DTYPES, Hardware, choose_hardware, muon_dtype
 from gpt.model.loss import logits_bytes
+from gpt.model.process import resident_memory
 from gpt.model.transformer import Decoder
 from gpt.options import ConfigError, Mistake, UserError
 from gpt.text.shards import Corpus, prepare
 from gpt.text.vocabularies import build_tokenizer
-from gpt.training.available import available_memory
 from gpt.training.batch_size import usable
 from gpt.training.checkpoints import TrainerState
 from gpt.training.memory import GAPS, LIBRARIES, PREDICTABLE
@@ -33,7 +34,6 @@ from gpt.training.parallel.choice import copy_fits
 from gpt.training.parallel.layouts import Layout
 from gpt.training.parallel.strategies import Alone, Sharded, mesh_of
 from gpt.training.plan import Plan, communication, parts_of
-from gpt.training.process import resident_memory
 from gpt.training.rehearsal import Rehearsal, Share, fake_group, rehearse
 from gpt.training.trainer import Trainer
 

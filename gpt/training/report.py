@@ -11,12 +11,12 @@ from gpt.config.device import processes
 from gpt.inference.console import printable
 from gpt.inference.decode import Sample
 from gpt.model.hardware import Hardware, peak_flops
+from gpt.model.process import peak_memory
 from gpt.model.transformer import Decoder
 from gpt.training.checkpoints import TrainerState
 from gpt.training.curves import Curve, draw_curves, read_curves
 from gpt.training.evaluation import Evaluation
 from gpt.training.metrics import JsonLines, ProgressLine, duration, size
-from gpt.training.process import peak_memory
 from gpt.training.wandb_run import Wandb
 
 DRAW_EVERY_SECONDS = 10.0  # drawing takes a tenth of a second, the first time four

@@ -9,7 +9,7 @@ from gpt.config import RunConfig
 from gpt.options import UserError, defaults, ran_out_of_memory
 from gpt.training.checkpoints import TrainerState, read_optimizer, read_random, read_state, what_is_wrong
 from gpt.training.identity import changes, completed
-from gpt.training.process import restore_random_states
+from gpt.training.random_states import restore_random_states
 
 if TYPE_CHECKING:
     from gpt.training.trainer import Trainer

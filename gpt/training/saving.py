@@ -24,7 +24,7 @@ from gpt.model.huggingface import save_model
 from gpt.model.transformer import Decoder
 from gpt.training.checkpoints import TrainerState, write_trainer
 from gpt.training.parallel.layouts import Layout
-from gpt.training.process import random_states
+from gpt.training.random_states import random_states
 
 if TYPE_CHECKING:
     from gpt.training.trainer import Trainer

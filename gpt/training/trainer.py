@@ -21,6 +21,7 @@ from gpt.inference.decode import Sample
 from gpt.inference.sampling import NotFinite
 from gpt.model.adapters import load_adapters
 from gpt.model.hardware import Hardware, muon_dtype
+from gpt.model.process import resident_memory
 from gpt.options import to_dict
 from gpt.text.batches import training_data
 from gpt.text.shards import Corpus
@@ -35,7 +36,7 @@ from gpt.training.interrupts import Interrupts
 from gpt.training.optimizers import Optimizers, clip_divisor
 from gpt.training.parallel.choice import make_saving, make_strategy
 from gpt.training.parallel.ranks import Ranks
-from gpt.training.process import random_states, resident_memory
+from gpt.training.random_states import random_states
 from gpt.training.report import Reporter, Silent
 from gpt.training.restoring import restore
 from gpt.training.samples import write_samples

@@ -136,7 +136,7 @@ from pathlib import Path
 from gpt.composition import load_config
 from gpt.model.hardware import choose_hardware
 from gpt.text.shards import prepare
-from gpt.training.process import resident_memory, peak_memory
+from gpt.model.process import resident_memory, peak_memory
 from gpt.training.trainer import Trainer
 from train import COMMAND
 config = load_config(COMMAND, sys.argv[1:])

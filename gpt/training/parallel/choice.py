@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from gpt.config import RunConfig
+from gpt.model.available import available_memory
 from gpt.model.hardware import DTYPES, Hardware
 from gpt.model.transformer import Decoder
 from gpt.options import UserError
-from gpt.training.available import available_memory
 from gpt.training.parallel.layouts import RowLayout
 from gpt.training.parallel.ranks import Group, Ranks
 from gpt.training.parallel.shared_saving import SharedSaving

@@ -36,7 +36,7 @@ from gpt.text.files import appears
 from gpt.training.checkpoints import TRAINER, TrainerState, publishing, write_state
 from gpt.training.parallel.layouts import RowLayout, padded_rows
 from gpt.training.parallel.ranks import TIMEOUT, Group, status_of
-from gpt.training.process import random_states
+from gpt.training.random_states import random_states
 
 if TYPE_CHECKING:
     from gpt.training.trainer import Trainer

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from gpt.training.process import proc_status, resident_memory
+from gpt.model.process import proc_status, resident_memory
 
 ROOT = Path("/")  # of the files in which Linux tells
 # Per cgroup version: where it is mounted, the limit, the use, and in memory.stat what the kernel gives back when asked.

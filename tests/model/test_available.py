@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt.training import available
-from gpt.training.available import available_memory
+from gpt.model import available
+from gpt.model.available import available_memory
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -87,11 +87,11 @@ def test_nobody_says(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 REAL = """
 import resource, torch
-from gpt.training.available import available_memory
+from gpt.model.available import available_memory
 before = available_memory(torch.device("cpu"))
 size = {"AS": "VmSize", "DATA": "VmData"}
 for name, counted in size.items():
-    from gpt.training.process import proc_status, resident_memory
+    from gpt.model.process import proc_status, resident_memory
     limit = getattr(resource, f"RLIMIT_{name}")
     resource.setrlimit(limit, (proc_status(counted) + 100 * 2**20,) * 2)
     print(available_memory(torch.device("cpu")) - resident_memory(), before)
