@@ -157,8 +157,10 @@ def make_prompts(model: Path, text: Path | None, sequences: int, n_prompt: int) 
         return [[numbers.randrange(VOCAB - 1) for _ in range(n_prompt)] for _ in range(sequences)]
     from tokenizers import Tokenizer
 
-    ids = Tokenizer.from_file(str(model / "tokenizer.json")).encode(text.read_text()).ids
-    starts = [numbers.randrange(len(ids) - n_prompt) for _ in range(sequences)]
+    ids = Tokenizer.from_file(str(model / "tokenizer.json")).encode(text.read_text(encoding="utf-8")).ids
+    if len(ids) < n_prompt:
+        sys.exit(f"{text} has {len(ids)} tokens, fewer than a prompt of {n_prompt}")
+    starts = [numbers.randrange(len(ids) - n_prompt + 1) for _ in range(sequences)]
     return [ids[start : start + n_prompt] for start in starts]
 
 
@@ -203,23 +205,32 @@ def main() -> None:
         print("{}")
     elif arguments.worker == "convert":
         convert(arguments.model, arguments.folder)
+        for sequences in arguments.sequences:
+            prompts = make_prompts(arguments.model, arguments.text, sequences, n_prompt)
+            (arguments.folder / f"prompts-{sequences}.json").write_text(json.dumps(prompts))
         print("{}")
     elif arguments.worker:
-        prompts = make_prompts(arguments.model, arguments.text, arguments.sequences[0], n_prompt)
+        prompts = json.loads((arguments.folder / f"prompts-{arguments.sequences[0]}.json").read_text())
         found = measure(arguments.worker, arguments.model, arguments.folder, prompts, n_new, arguments.temperature)
         print(json.dumps(found))
     if arguments.worker:
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        model, texts = arguments.model or folder, ("--text", arguments.text) if arguments.text else ()
-        if not arguments.model:  # in a process of its own, as peak memory is inherited
+        model = arguments.model or folder
+        texts = ("--text", arguments.text) if arguments.text else ()
+        if not arguments.model:  # in processes of their own, as peak memory is inherited
             last_object(worker("decode", "make", "--folder", folder))
-        last_object(worker("decode", "convert", "--model", model, "--folder", folder))
+        last_object(
+            worker(
+                "decode", "convert", "--model", model, "--folder", folder, *texts,
+                "--sequences", *arguments.sequences, "--prompt-tokens", n_prompt,
+            )
+        )  # fmt: skip
         runs = {
             f"{name}, {sequences}": worker(
                 "decode", name, "--model", model, "--folder", folder, "--sequences", sequences,
-                "--prompt-tokens", n_prompt, "--new-tokens", n_new, "--temperature", arguments.temperature, *texts,
+                "--prompt-tokens", n_prompt, "--new-tokens", n_new, "--temperature", arguments.temperature,
             )
             for sequences in arguments.sequences
             for name in names

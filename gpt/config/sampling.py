@@ -63,7 +63,8 @@ class SampleConfig(Options):
     draft: str = option(
         "auto",
         "int8 or int4: guess tokens with weights so rounded and keep those that the full ones choose too, which is the "
-        "same text, sooner; on the processor, in fp32; auto: where a few sequences of a large model gain by it",
+        "same text, sooner (but for fp32's last bits); on the processor, in fp32; auto: where a few sequences of a "
+        "large model gain by it, and the memory has room",
         choices=("auto", *QUANTIZED),
     )
 

@@ -6,6 +6,7 @@ Text that was asked for goes to standard output, everything else to standard err
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
@@ -17,10 +18,13 @@ from gpt.config import SampleConfig
 from gpt.config.sampling import DEFAULT_TEMPERATURE
 from gpt.inference.beam import beam_search
 from gpt.inference.decode import Sample, generate
+from gpt.inference.draft import Draft
 from gpt.inference.quantize import lay_out, possible_draft, rounded_draft
 from gpt.inference.sampling import Sampling
+from gpt.model.available import available_memory
 from gpt.model.hardware import Hardware, decoding_hardware
 from gpt.model.opening import open_checkpoint
+from gpt.model.process import resident_memory
 from gpt.model.transformer import Decoder
 from gpt.options import UserError, say
 from gpt.text.encoders import check_unicode
@@ -28,21 +32,21 @@ from gpt.text.files import check_writable_folder, write_whole
 from gpt.text.spans import Span, decode
 
 # Where `draft=auto` guesses: rounding the weights takes as long as writing some 40 tokens without, more sequences fill
-# a pass by themselves, and smaller models fit the processor's caches. `benchmarks/README.md` has the figures.
+# a pass by themselves, and smaller models are quick anyway. `benchmarks/README.md` has the figures.
 DRAFTED_TOKENS, DRAFTED_SEQUENCES, DRAFTED_PARAMETERS = 100, 4, 25_000_000
 
 
 class Sampler:
     """A model, its tokenizer, and how it samples. `sequences`: how many are to be written."""
 
-    def __init__(self, config: SampleConfig, sequences: int = 1) -> None:
+    def __init__(self, config: SampleConfig, sequences: int) -> None:
         self.config = config
         folder, self.model, self.tokenizer = open_checkpoint(config.checkpoint)
         hardware = decoding_hardware(config.device, config.precision, self.model.config.n_embd)
         count = self.model.parameter_count()
         self.model.to(hardware.device, hardware.dtype).eval()
-        kind = draft_kind(config, self.model, hardware, min(sequences, config.batch_size))
-        self.draft = None if kind == "none" else rounded_draft(self.model, hardware, kind)
+        kind = draft_kind(config, self.model, hardware, sequences)
+        self.draft = None if kind == "none" else Draft(rounded_draft(self.model, hardware, kind))
         layout = lay_out(self.model, hardware, config.quantize)
         layout += "" if self.draft is None else f", guesses by weights in {kind}"
         temperature = DEFAULT_TEMPERATURE if config.temperature is None else config.temperature
@@ -100,17 +104,25 @@ class Sampler:
         put("\n")
 
 
-def draft_kind(config: SampleConfig, model: Decoder, hardware: Hardware, together: int) -> str:
-    """What guesses the tokens of sequences decoded `together`: int8, int4 or none."""
+def draft_kind(config: SampleConfig, model: Decoder, hardware: Hardware, sequences: int) -> str:
+    """What guesses the tokens of so many sequences: int8, int4 or none. That texts may end early is not foreseen."""
     if config.draft != "auto":
         return config.draft
+    batches = math.ceil(sequences / config.batch_size)
     pays = (
-        config.max_new_tokens >= DRAFTED_TOKENS
-        and together <= DRAFTED_SEQUENCES
+        (config.interactive or batches * config.max_new_tokens >= DRAFTED_TOKENS)
+        and min(sequences, config.batch_size) <= DRAFTED_SEQUENCES
         and model.parameter_count() >= DRAFTED_PARAMETERS
     )
     fits = hardware.precision == "fp32" and config.quantize == "none" and config.num_beams == 1
-    return possible_draft(model, hardware) if pays and fits else "none"
+    return possible_draft(model, hardware) if pays and fits and has_room(model, hardware) else "none"
+
+
+def has_room(model: Decoder, hardware: Hardware) -> bool:
+    """Whether there is memory for the model once more, which is what packed and rounded weights take while they are
+    made, and some to spare; true where nobody says."""
+    available, held = available_memory(hardware.device), resident_memory()
+    return available is None or held is None or available - held > 4 * model.parameter_count()
 
 
 def sample(config: SampleConfig) -> int:

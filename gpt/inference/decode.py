@@ -9,7 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from gpt.inference.draft import MOST_GUESSES, Pace, guess
+from gpt.inference.draft import MOST_GUESSES, Draft
 from gpt.inference.prefill import prefill, refill
 from gpt.inference.rows import Row, choose, tokens_seen
 from gpt.inference.sampling import Sampling, random_stream
@@ -26,13 +26,13 @@ def decode(
     max_new_tokens: int,
     end_of_text: int,
     vocab_size: int | None = None,
-    draft: Decoder | None = None,
+    draft: Draft | None = None,
 ) -> Iterator[list[Row]]:
     """Append tokens to the rows, yielding after each token the rows that grew.
 
     A row ends with the token `end_of_text`, which is appended, or when it is marked finished. Ids from `vocab_size` on
     are never chosen: released models often have more rows than their tokenizer has tokens. A `draft` (see `draft.py`)
-    decides how fast tokens come, not which, but for ties in fp32's last bits.
+    decides how fast tokens come, not which, but for what fp32's last bits decide.
     """
     mode = torch.no_grad() if model.sharded else torch.inference_mode()  # whose tensors training could not use again
     return mode(steps)(model, rows, sampling, max_new_tokens, end_of_text, vocab_size, draft)
@@ -45,12 +45,12 @@ def steps(
     max_new_tokens: int,
     end_of_text: int,
     vocab_size: int | None,
-    draft: Decoder | None,
+    draft: Draft | None,
 ) -> Iterator[list[Row]]:
     """As `decode`, which sees to gradients."""
     if max_new_tokens < 1 or not rows:
         return
-    active, prompts, pace = list(rows), [row.tokens for row in rows], Pace()
+    active, prompts = list(rows), [row.tokens for row in rows]
     limits = {row: len(row.tokens) + max_new_tokens for row in rows}
     logits, cache = prefill(model, prompts, max_new_tokens + (0 if draft is None else MOST_GUESSES))
     seen = tokens_seen(prompts, model.vocab_size, logits.device) if sampling.repetition_penalty != 1 else None
@@ -67,8 +67,8 @@ def steps(
         if not kept:
             return
         grown = [len(row.tokens) - length for row, length in zip(active, before, strict=True)]
-        pace.learn([(len(guesses[i]), grown[i]) for i in kept])
         cache.forget([logits.shape[1] - n for n in grown])  # the guesses that were wrong
+        checks = [(len(guesses[i]), grown[i]) for i in kept]
         if len(kept) < len(active):
             active = [active[i] for i in kept]
             cache.select_rows(kept)
@@ -76,9 +76,10 @@ def steps(
         refill(model, [row.tokens for row in active], cache)
         guesses = [[] for _ in active]
         if draft is not None:
+            draft.pace.learn(checks)
             most = max(limits[row] - len(row.tokens) for row in active) - 1
-            n = min(pace.n_guesses(len(active)), most, model.config.context_length - max(cache.lengths) - 1)
-            guesses = guess(draft, active, cache, n, sampling, seen, vocab_size)
+            n = min(draft.pace.n_guesses(len(active)), most, model.config.context_length - max(cache.lengths) - 1)
+            guesses = draft.guess(active, cache, n, sampling, seen, vocab_size)
         fed = [[row.tokens[-1], *guessed] for row, guessed in zip(active, guesses, strict=True)]
         logits = model(torch.tensor(fed, device=logits.device), cache=cache).float()
 
@@ -181,20 +182,21 @@ def generate(
     max_new_tokens: int,
     stop: Sequence[str] = (),
     seed: int = 0,
-    draft: Decoder | None = None,
+    draft: Draft | None = None,
 ) -> Iterator[list[Sample]]:
     """Continue prompts: each job is a prompt and the number of its sample, decoded together as one batch.
 
     Yields the samples after every step, the new text of each in `piece`; the last yield holds them complete.
     An empty prompt is the start of a document. Raises UserError where the tokenizer cannot encode a prompt.
     """
-    rows = [Row(prompt_tokens(tokenizer, prompt), random_stream(seed, number)) for prompt, number in jobs]
+    prompts = [(prompt_tokens(tokenizer, prompt), number) for prompt, number in jobs]
+    rows = [Row(tokens, random_stream(seed, number, tokens)) for tokens, number in prompts]
     samples = [Sample(prompt_text(tokenizer, prompt), number) for prompt, number in jobs]
     streams = {row: TextStream(tokenizer, stop) for row in rows}
     of_row = dict(zip(rows, samples, strict=True))
     model.eval()
     if draft is not None:
-        draft.eval()
+        draft.model.eval()
     for grown in decode(model, rows, sampling, max_new_tokens, tokenizer.end_of_text, tokenizer.vocab_size, draft):
         for sample in samples:
             sample.piece = ""

@@ -9,7 +9,8 @@ The text is the model's own. Each token is what the model chooses after the toke
 its place; a guess is made by the same numbers and taken where it is the same token. Because tokens are chosen by a race
 (`sampling.draw`), distributions that differ by a total variation of d choose differently in d to 2 d of all draws. In
 fp32 a pass over several tokens differs from one over a single token in its last bits, as a row in a batch does from one
-alone; only where two tokens are as good as equal can that decide.
+alone; that decides only where two tokens are as good as equal, or one is at the very edge of what top-k, top-p or min-p
+keep.
 
 Sources: Leviathan et al. 2023 (speculative decoding; the number of guesses from equation 1); Daliri et al. 2024
 (drafter-invariant decoding: Gumbel draws by common random numbers); Tiwari et al. 2025 (QuantSpec: a model rounded to
@@ -19,7 +20,7 @@ Sources: Leviathan et al. 2023 (speculative decoding; the number of guesses from
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -33,63 +34,31 @@ MOST_GUESSES = 8
 # Times in units of a pass over one row, for GPT-2 124M on two cores. They decide how fast tokens come, not which.
 FREE_ROWS, ROW = 8, 0.05  # a pass over so many rows takes as long as over one; each more adds so much
 GUESS, GUESS_ROW = 0.35, 0.03  # a pass of the draft over one row, and what each more adds
-FADING = 0.95  # of a count, with each check of a row
-PATIENCE = 32  # checks without guesses before one is made
-
-
-def guess(
-    draft: Decoder,
-    rows: Sequence[Row],
-    cache: KVCache,
-    n: int,
-    sampling: Sampling,
-    seen: Tensor | None,
-    vocab: int | None,
-) -> list[list[int]]:
-    """The next `n` tokens of each row as the draft would choose them, or fewer where it cannot choose. The cache counts
-    as many tokens as before."""
-    guesses = [[row.tokens[-1]] for row in rows]
-    lengths, seen = cache.lengths, None if seen is None else seen.clone()
-    for ahead in range(n):
-        newest = torch.tensor([tokens[-1:] for tokens in guesses], device=cache.keys.device)  # [B, 1]
-        if seen is not None:
-            seen.scatter_(1, newest, True)
-        logits = draft(newest, cache=cache)[:, -1, :vocab].float()
-        try:
-            chosen = choose(logits, rows, sampling, seen, ahead)
-        except NotFinite:  # the draft's fault, of which the model knows nothing
-            break
-        for tokens, token in zip(guesses, chosen, strict=True):
-            tokens.append(token)
-    cache.lengths = lengths
-    return [tokens[1:] for tokens in guesses]
+FADING = 0.95  # of what earlier checks count, with each new one
+RIGHT, JUDGED = 3.8, 4.0  # what a draft of which nothing is known counts as
+PATIENCE = 64  # checks without guesses, until nothing is known any more
 
 
 @dataclass
 class Pace:
-    """How many guesses pay, by how many were right lately. Starts as if 19 of 20 had been; what is old counts less.
+    """How many guesses pay, by how many were right lately. Where none pay, some are tried again after a while."""
 
-    Where none pay, one is made from time to time, to see whether that has changed.
-    """
-
-    right: float = 19.0
-    judged: float = 20.0
-    passed: int = 0  # checks without guesses, since one of them was tried in vain
+    right: float = RIGHT
+    judged: float = JUDGED
+    without: int = 0  # checks since some guesses paid
 
     def learn(self, checks: Sequence[tuple[int, int]]) -> None:
         """Count what a check found of each row that goes on: how many tokens were guessed, and by how many it grew, the
         last of which comes after the right guesses, in the place of the first wrong one."""
-        if not any(n_guesses for n_guesses, _ in checks):
-            self.passed += 1
-            return
-        if all(n_grown == 1 for _, n_grown in checks):  # where a trial was right, the next check is one too
-            self.passed = 0
-        for n_guesses, n_grown in checks:
-            self.right = FADING * self.right + n_grown - 1
-            self.judged = FADING * self.judged + min(n_grown, n_guesses)
+        if any(n_guesses for n_guesses, _ in checks):
+            self.right = FADING * self.right + sum(n_grown - 1 for _, n_grown in checks)
+            self.judged = FADING * self.judged + sum(min(n_grown, n_guesses) for n_guesses, n_grown in checks)
 
     def n_guesses(self, n_rows: int) -> int:
-        """The number of guesses for each of so many rows that gives the most tokens in a time."""
+        """The number of guesses for each of so many rows that gives the most tokens in a time; to be asked once before
+        each check."""
+        if self.without == PATIENCE:
+            self.right, self.judged = RIGHT, JUDGED
         rate = self.right / self.judged
 
         def tokens_per_time(n: int) -> float:
@@ -97,4 +66,35 @@ class Pace:
             return sum(rate**i for i in range(n + 1)) / (check + n * (GUESS + GUESS_ROW * (n_rows - 1)))
 
         best = max(range(MOST_GUESSES + 1), key=tokens_per_time)
-        return 1 if best == 0 and self.passed >= PATIENCE and n_rows <= FREE_ROWS else best
+        self.without = 0 if best else self.without % PATIENCE + 1
+        return best
+
+
+@dataclass
+class Draft:
+    """A model that guesses for another of its shape, and what is known of its guesses."""
+
+    model: Decoder
+    pace: Pace = field(default_factory=Pace)
+
+    def guess(
+        self, rows: Sequence[Row], cache: KVCache, n: int, sampling: Sampling, seen: Tensor | None, vocab: int | None
+    ) -> list[list[int]]:
+        """The next `n` tokens of each row as the draft would choose them, or fewer where it cannot choose. The cache
+        counts as many tokens as before."""
+        guesses = [[row.tokens[-1]] for row in rows]
+        lengths, seen = cache.lengths, seen.clone() if seen is not None and n else seen
+        for ahead in range(n):
+            newest = torch.tensor([tokens[-1:] for tokens in guesses], device=cache.keys.device)  # [B, 1]
+            if seen is not None:
+                seen.scatter_(1, newest, True)
+            logits = self.model(newest, cache=cache)[:, -1, :vocab].float()
+            try:
+                chosen = choose(logits, rows, sampling, seen, ahead)
+            except NotFinite:  # the draft's fault, of which the model knows nothing
+                self.pace.learn([(1, 1)] * len(rows))
+                break
+            for tokens, token in zip(guesses, chosen, strict=True):
+                tokens.append(token)
+        cache.lengths = lengths
+        return [tokens[1:] for tokens in guesses]

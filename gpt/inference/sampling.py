@@ -9,6 +9,7 @@ min-p: Nguyen et al. 2024; SplitMix64: Steele et al. 2014.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,9 +19,7 @@ import torch
 from torch import Tensor
 
 from gpt.options import UserError
-from gpt.text.permutation import mix
-
-GOLDEN = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio, SplitMix64's step
+from gpt.text.permutation import FIRST, GOLDEN, SECOND, mix
 
 
 class NotFinite(UserError):
@@ -76,33 +75,40 @@ def warp(logits: Tensor, sampling: Sampling) -> Tensor:
     return logits
 
 
-def draw(logits: Tensor, log_times: Tensor) -> Tensor:
+def draw(logits: Tensor, times: Tensor) -> Tensor:
     """The tokens that win a race: token i takes an exponential time divided by its probability, and is the first with
-    that probability. logits and logarithms of the times [B, V] → ids [B].
+    that probability. logits, and logarithms of the times by `log_times`, [B, V] → ids [B].
 
     Unlike the token at a random place of the cumulative distribution, the winner mostly stays where the probabilities
     change a little, which decoding with a draft needs. Nothing is summed, so no order of sums changes it.
     """
-    best = (logits - log_times).max(dim=-1)
+    best = (logits - times).max(dim=-1)
     if not best.values.isfinite().all():
         raise NotFinite("the model's logits are no finite numbers: its weights are damaged")
     return best.indices
 
 
-def random_stream(seed: int, sample: int) -> int:
-    """What decides all choices of sample number `sample` of a seed, whatever is decoded beside it."""
-    return int(mix(np.uint64(seed) ^ mix(np.uint64(sample))))
+def random_stream(seed: int, sample: int, prompt: Sequence[int] = ()) -> int:
+    """What decides, with a token's place, how sample number `sample` of a prompt is drawn, whatever is decoded beside
+    it. Prompts have streams of their own, so that what is averaged over them is independent."""
+    text = hashlib.blake2b(np.array(prompt, dtype=np.int64).tobytes(), digest_size=8).digest()
+    return int(mix(np.uint64(seed) ^ mix(np.uint64(sample) ^ mix(np.frombuffer(text, dtype="<u8")[0]))))
 
 
 def log_times(streams: Sequence[int], places: Sequence[int], vocab_size: int, device: torch.device) -> Tensor:
-    """Logarithms of exponentially distributed random numbers of mean 1, fp32 [B, V], one for each token: a function of
-    the row's stream and of its place in the text, whoever asks and how often, and the same on every device."""
+    """Logarithms, finite, of exponentially distributed random numbers of mean 1, fp32 [B, V], one for each token: a
+    function of the row's stream and of its place in the text, whoever asks and how often."""
     keys = mix(np.array(streams, dtype=np.uint64) + np.array(places, dtype=np.uint64) * np.uint64(GOLDEN))  # [B]
-    state = torch.from_numpy(keys.view(np.int64)).to(device)[:, None] + token_steps(vocab_size, device)  # SplitMix64
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
-        state.bitwise_xor_((state >> shift) & ((1 << (64 - shift)) - 1)).mul_(signed(factor))
-    # Of 63 bits, as the smallest times decide whether a rare token wins: of 24 bits they would be too long, or none.
-    return (state & (2**63 - 1)).float().mul_(-(2.0**-63)).log1p_().neg_().log_()
+    state = torch.from_numpy(keys.view(np.int64)).to(device)[:, None] + token_steps(vocab_size, device)
+    state = fold(fold(state, 30).mul_(signed(FIRST)), 27).mul_(signed(SECOND))  # SplitMix64
+    uniforms = fold(state, 31).bitwise_and_(2**63 - 1).float().mul_(2.0**-63)
+    # 63 bits, as the smallest times decide whether a rare token wins: of 24 bits they would be too long, or none.
+    return uniforms.clamp_(2.0**-63, 1 - 2.0**-24).neg_().log1p_().neg_().log_()
+
+
+def fold(state: Tensor, shift: int) -> Tensor:
+    """state ^ (state >> shift), in place, of bits without a sign."""
+    return state.bitwise_xor_((state >> shift).bitwise_and_((1 << (64 - shift)) - 1))
 
 
 @lru_cache(maxsize=4)

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 FEISTEL_ROUNDS = 4
+GOLDEN = 0x9E3779B97F4A7C15  # SplitMix64's step, 2^64 divided by the golden ratio
+FIRST, SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # its factors
 
 
 def permute(index: NDArray[np.uint64], size: int, key: NDArray[np.uint64] | np.uint64) -> NDArray[np.uint64]:
@@ -85,9 +87,9 @@ class Nearby:
 def mix(value: NDArray[np.uint64] | np.uint64) -> NDArray[np.uint64]:
     """SplitMix64's finaliser: well-spread 64 bits from any 64 bits."""
     with np.errstate(over="ignore"):
-        mixed = np.asarray(value, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        mixed = np.asarray(value, dtype=np.uint64) + np.uint64(GOLDEN)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(FIRST)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(SECOND)
         return mixed ^ (mixed >> np.uint64(31))
 
 

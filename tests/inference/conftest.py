@@ -14,6 +14,9 @@ from gpt.model.huggingface import save_model
 from gpt.model.transformer import Decoder
 
 VOCAB = 101
+x86 = pytest.mark.skipif(
+    "fbgemm" not in torch.backends.quantized.supported_engines, reason="int8 and int4 need an x86 processor"
+)
 DIALECTS: dict[str, dict[str, Any]] = {
     "gpt2": {"dialect": "gpt2", "tie_embeddings": False},
     "llama": {"dialect": "llama", "tie_embeddings": False},

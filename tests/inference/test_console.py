@@ -18,11 +18,12 @@ from gpt.inference.quantize import possible_draft
 from gpt.model import hardware
 from gpt.model.hardware import Hardware
 from gpt.model.huggingface import save_model
+from gpt.model.process import resident_memory
 from gpt.options import ConfigError, UserError
 from gpt.text.vocabularies import build_tokenizer
 
 from ..model.conftest import make_decoder
-from .conftest import varied_decoder
+from .conftest import varied_decoder, x86
 
 Run = Callable[..., str]
 
@@ -170,6 +171,7 @@ def test_control_characters_do_not_reach_a_terminal() -> None:
     assert printable("a\x1b[2Jb\tc\nd\x12\x9b葉\r") == "a�[2Jb\tc\nd��葉�"
 
 
+@x86
 def test_quantised_weights_write_text_and_are_named(run: Run, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = {"prompt": "月滿西樓", "temperature": 0.0, "checkpoint": str(folder), "device": "cpu"}
     whole = run(prompt="月滿西樓", temperature=0.0)
@@ -181,6 +183,7 @@ def test_quantised_weights_write_text_and_are_named(run: Run, folder: Path, caps
         assert out.startswith("月滿西樓")
 
 
+@x86
 def test_a_draft_changes_nothing_but_is_named(run: Run, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = {"prompt": "月滿西樓", "temperature": 1.0, "checkpoint": str(folder), "device": "cpu"}
     whole = run(prompt="月滿西樓", temperature=1.0)
@@ -206,13 +209,17 @@ def test_what_does_not_go_with_a_draft_is_refused(options: dict[str, object], me
     assert message in str(error.value)
 
 
+@x86
 @pytest.mark.parametrize(
-    ("options", "together", "kind"),
+    ("options", "sequences", "kind"),
     [
         ({}, 1, "int4"),
         ({}, 4, "int4"),
         ({}, 5, "none"),
+        ({"batch_size": 4}, 500, "int4"),
         ({"max_new_tokens": 50}, 1, "none"),
+        ({"max_new_tokens": 50, "batch_size": 2}, 3, "int4"),
+        ({"max_new_tokens": 50, "interactive": True}, 1, "int4"),
         ({"max_new_tokens": 50, "draft": "int8"}, 100, "int8"),
         ({"draft": "none"}, 1, "none"),
         ({"quantize": "int8"}, 1, "none"),
@@ -221,16 +228,22 @@ def test_what_does_not_go_with_a_draft_is_refused(options: dict[str, object], me
     ids=str,
 )
 def test_a_draft_is_made_where_it_pays(
-    options: dict[str, object], together: int, kind: str, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, object], sequences: int, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, place = make_decoder(n_embd=64), Hardware(torch.device("cpu"), "fp32")
+    model, cpu = make_decoder(n_embd=64), torch.device("cpu")
+    place = Hardware(cpu, "fp32")
     config = SampleConfig(checkpoint="x", **options)  # type: ignore[arg-type]
     if config.draft == "auto":
-        assert draft_kind(config, model, place, together) == "none"  # too small
+        assert draft_kind(config, model, place, sequences) == "none"  # too small
     monkeypatch.setattr(console, "DRAFTED_PARAMETERS", 1000)
-    assert draft_kind(config, model, place, together) == kind
+    assert draft_kind(config, model, place, sequences) == kind
+    if config.draft == "auto":
+        assert draft_kind(config, model, Hardware(cpu, "bf16"), sequences) == "none"
+        monkeypatch.setattr(console, "available_memory", lambda device: resident_memory() + 1000)
+        assert draft_kind(config, model, place, sequences) == "none"
 
 
+@x86
 def test_a_draft_is_what_there_is_a_kernel_for(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = Hardware(torch.device("cpu"), "fp32")
     assert possible_draft(make_decoder(n_embd=64), cpu) == "int4"
@@ -238,3 +251,14 @@ def test_a_draft_is_what_there_is_a_kernel_for(monkeypatch: pytest.MonkeyPatch) 
     assert possible_draft(make_decoder(), Hardware(torch.device("cuda"), "fp32")) == "none"
     monkeypatch.setattr(type(torch.backends.quantized), "supported_engines", ["qnnpack"])
     assert possible_draft(make_decoder(), cpu) == "none"
+
+
+def test_all_sequences_that_are_asked_for_count(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(console, "draft_kind", lambda config, model, place, n: asked.append(n) or "none")
+    (tmp_path / "prompts.txt").write_text("a\nb\nc\n")
+    options = {"prompt_file": str(tmp_path / "prompts.txt"), "num_samples": 2, "max_new_tokens": 1, "device": "cpu"}
+    assert sample(SampleConfig(checkpoint=str(folder), **options)) == 0  # type: ignore[arg-type]
+    assert asked == [6]

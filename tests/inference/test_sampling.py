@@ -147,6 +147,23 @@ def test_a_draw_never_gives_a_token_without_probability() -> None:
         assert 40 <= draw(logits, some).item() < 60
 
 
+def test_no_time_is_endless() -> None:
+    """This token's 63 random bits, of SplitMix64, are 1 when rounded to fp32."""
+    stream, place, token = 7, 240, 47_223
+    found = log_times([stream], [place], token + 1, torch.device("cpu"))
+    assert found[0, token] == found.max()
+    assert found.isfinite().all()
+    logits = torch.zeros_like(found)
+    logits[0, token] = 1.0
+    assert draw(warp(logits, Sampling(top_k=1)), found).item() == token
+
+
+def test_prompts_have_streams_of_their_own() -> None:
+    prompts = [[], [1], [2], [1, 2], [2, 1], [1, 2, 3]]
+    assert len({random_stream(1, 0, prompt) for prompt in prompts}) == len(prompts)
+    assert random_stream(1, 0, (1, 2)) == random_stream(1, 0, [1, 2])
+
+
 def test_a_draw_from_no_numbers_is_refused() -> None:
     for bad in (math.nan, math.inf):
         with pytest.raises(NotFinite):

@@ -51,6 +51,7 @@ def test_transformers_reads_what_we_save(build: Build, name: str, model_type: st
         assert theirs.decode(ours.encode(text)) == text
     assert len(theirs) == ours.vocab_size
     assert theirs.eos_token_id == theirs.bos_token_id == ours.end_of_text == ours.vocab_size - 1
+    assert theirs.unk_token_id == ours.end_of_text  # CTranslate2's converter asks for one
 
 
 @pytest.mark.parametrize("name", KINDS)
