@@ -33,7 +33,7 @@ from gpt.model.transformer import Decoder
 MOST_GUESSES = 8
 # Times in units of a pass over one row, for GPT-2 124M on two cores. They decide how fast tokens come, not which.
 FREE_ROWS, ROW = 8, 0.05  # a pass over so many rows takes as long as over one; each more adds so much
-GUESS, GUESS_ROW = 0.35, 0.03  # a pass of the draft over one row, and what each more adds
+GUESS, GUESS_ROW = 0.4, 0.03  # a pass of the draft over one row, and what each more adds
 FADING = 0.95  # of what earlier checks count, with each new one
 RIGHT, JUDGED = 3.8, 4.0  # what a draft of which nothing is known counts as
 PATIENCE = 64  # checks without guesses, until nothing is known any more
