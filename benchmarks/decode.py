@@ -108,7 +108,8 @@ def load_ctranslate2(model: Path, folder: Path, precision: str, temperature: flo
 
 def load_newleaf(model: Path, folder: Path, precision: str, temperature: float) -> Generate:
     from gpt.inference.decode import decode
-    from gpt.inference.quantize import lay_out, rounded_draft
+    from gpt.inference.draft import Draft
+    from gpt.inference.quantize import lay_out, rounded_copy
     from gpt.inference.rows import Row
     from gpt.inference.sampling import Sampling, random_stream
     from gpt.model.adapters import open_model
@@ -119,11 +120,11 @@ def load_newleaf(model: Path, folder: Path, precision: str, temperature: float) 
     decoder = open_model(model).eval()
     hardware = decoding_hardware("cpu", "auto" if quantize != "none" else precision, decoder.config.n_embd)
     decoder.to(hardware.dtype)
-    draft = rounded_draft(decoder, hardware, guesses) if guesses else None
+    draft = Draft(rounded_copy(decoder, hardware, guesses)) if guesses else None
     lay_out(decoder, hardware, quantize)
 
     def generate(prompts: Prompts, n_new: int) -> list[list[int]]:
-        rows = [Row(list(prompt), random_stream(0, number)) for number, prompt in enumerate(prompts)]
+        rows = [Row(list(prompt), random_stream(0, number, prompt)) for number, prompt in enumerate(prompts)]
         for _ in decode(decoder, rows, Sampling(temperature), n_new, end_of_text=-1, vocab_size=VOCAB, draft=draft):
             pass
         return [row.tokens[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
@@ -164,6 +165,12 @@ def make_prompts(model: Path, text: Path | None, sequences: int, n_prompt: int) 
     return [ids[start : start + n_prompt] for start in starts]
 
 
+def write_prompts(arguments: argparse.Namespace) -> None:
+    for sequences in arguments.sequences:
+        prompts = make_prompts(arguments.model, arguments.text, sequences, arguments.prompt_tokens)
+        (arguments.folder / f"prompts-{sequences}.json").write_text(json.dumps(prompts))
+
+
 def timed(generate: Generate, prompts: Prompts, n_new: int) -> float:
     """Seconds of a call."""
     started = time.perf_counter()
@@ -180,7 +187,7 @@ def cores() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--worker", choices=("make", "convert", *CONTENDERS, *DRAFTED), help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=("make", "prepare", *CONTENDERS, *DRAFTED), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help="GPT-2 in transformers' format, instead of random weights")
     parser.add_argument("--text", type=Path, help="text file with prompts for --model")
@@ -203,11 +210,9 @@ def main() -> None:
     if arguments.worker == "make":
         make_model(arguments.folder)
         print("{}")
-    elif arguments.worker == "convert":
+    elif arguments.worker == "prepare":
         convert(arguments.model, arguments.folder)
-        for sequences in arguments.sequences:
-            prompts = make_prompts(arguments.model, arguments.text, sequences, n_prompt)
-            (arguments.folder / f"prompts-{sequences}.json").write_text(json.dumps(prompts))
+        write_prompts(arguments)
         print("{}")
     elif arguments.worker:
         prompts = json.loads((arguments.folder / f"prompts-{arguments.sequences[0]}.json").read_text())
@@ -223,7 +228,7 @@ def main() -> None:
             last_object(worker("decode", "make", "--folder", folder))
         last_object(
             worker(
-                "decode", "convert", "--model", model, "--folder", folder, *texts,
+                "decode", "prepare", "--model", model, "--folder", folder, *texts,
                 "--sequences", *arguments.sequences, "--prompt-tokens", n_prompt,
             )
         )  # fmt: skip

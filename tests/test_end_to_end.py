@@ -100,7 +100,7 @@ def test_train_then_sample(book: Path, tmp_path: Path) -> None:
 
     streamed = sample("prompt=月滿西樓")
     assert streamed.stdout.startswith("月滿西樓")
-    assert len(streamed.stdout) == 4 + 40 + 1
+    assert 4 < len(streamed.stdout) <= 4 + 40 + 1  # a character a token, less where the text ends by itself
     assert sample("prompt=月滿西樓", "stream=false").stdout == streamed.stdout
     eight = sample("prompt=月滿西樓", "num_samples=8").stdout.split("---\n")
     assert len(set(eight)) == 8

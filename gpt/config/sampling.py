@@ -50,7 +50,10 @@ class SampleConfig(Options):
         (), "end before this text; repeat the option for several", free_text=True, escapes=True
     )
     seed: int = option(
-        1337, "sample i of a seed is the same alone and in a batch; no influence on beams", low=0, below=2**63
+        1337,
+        "sample i of a prompt and seed is the same alone and batched; no influence on beams",
+        low=0,
+        below=2**63,
     )
     batch_size: int = option(
         DEFAULT_BATCH_SIZE, "sequences decoded at once, each beam being one", unit="sequences", low=1
@@ -62,9 +65,9 @@ class SampleConfig(Options):
     quantize: str = option("none", QUANTIZE, choices=QUANTIZED)
     draft: str = option(
         "auto",
-        "int8 or int4: guess tokens with weights so rounded and keep those that the full ones choose too, which is the "
-        "same text, sooner (but for fp32's last bits); on the processor, in fp32; auto: where a few sequences of a "
-        "large model gain by it, and the memory has room",
+        "int8 or int4: guess tokens with weights so rounded and keep those that the full weights choose too: the same "
+        "text (but for fp32's last bits), sooner; on the processor, in fp32; none: never; auto: where a few sequences "
+        "of a large model gain by it and the memory has room",
         choices=("auto", *QUANTIZED),
     )
 

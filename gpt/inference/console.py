@@ -19,7 +19,7 @@ from gpt.config.sampling import DEFAULT_TEMPERATURE
 from gpt.inference.beam import beam_search
 from gpt.inference.decode import Sample, generate
 from gpt.inference.draft import Draft
-from gpt.inference.quantize import lay_out, possible_draft, rounded_draft
+from gpt.inference.quantize import lay_out, possible_draft, rounded_copy
 from gpt.inference.sampling import Sampling
 from gpt.model.available import available_memory
 from gpt.model.hardware import Hardware, decoding_hardware
@@ -31,8 +31,8 @@ from gpt.text.encoders import check_unicode
 from gpt.text.files import check_writable_folder, write_whole
 from gpt.text.spans import Span, decode
 
-# Where `draft=auto` guesses: rounding the weights takes as long as writing some 40 tokens without, more sequences fill
-# a pass by themselves, and smaller models are quick anyway. `benchmarks/README.md` has the figures.
+# Where `draft=auto` guesses: it takes some 50 tokens until guesses win back the time of rounding the weights, more
+# sequences fill a pass by themselves, and smaller models are quick anyway. `benchmarks/README.md` has the figures.
 DRAFTED_TOKENS, DRAFTED_SEQUENCES, DRAFTED_PARAMETERS = 100, 4, 25_000_000
 
 
@@ -46,7 +46,7 @@ class Sampler:
         count = self.model.parameter_count()
         self.model.to(hardware.device, hardware.dtype).eval()
         kind = draft_kind(config, self.model, hardware, sequences)
-        self.draft = None if kind == "none" else Draft(rounded_draft(self.model, hardware, kind))
+        self.draft = None if kind == "none" else Draft(rounded_copy(self.model, hardware, kind))
         layout = lay_out(self.model, hardware, config.quantize)
         layout += "" if self.draft is None else f", guesses by weights in {kind}"
         temperature = DEFAULT_TEMPERATURE if config.temperature is None else config.temperature
@@ -105,7 +105,7 @@ class Sampler:
 
 
 def draft_kind(config: SampleConfig, model: Decoder, hardware: Hardware, sequences: int) -> str:
-    """What guesses the tokens of so many sequences: int8, int4 or none. That texts may end early is not foreseen."""
+    """The kind of draft for so many sequences: int8, int4 or none; as if no text ended early."""
     if config.draft != "auto":
         return config.draft
     batches = math.ceil(sequences / config.batch_size)
@@ -115,12 +115,13 @@ def draft_kind(config: SampleConfig, model: Decoder, hardware: Hardware, sequenc
         and model.parameter_count() >= DRAFTED_PARAMETERS
     )
     fits = hardware.precision == "fp32" and config.quantize == "none" and config.num_beams == 1
-    return possible_draft(model, hardware) if pays and fits and has_room(model, hardware) else "none"
+    kind = possible_draft(model, hardware) if pays and fits else "none"
+    return kind if kind != "none" and has_room(model, hardware) else "none"
 
 
 def has_room(model: Decoder, hardware: Hardware) -> bool:
-    """Whether there is memory for the model once more, which is what packed and rounded weights take while they are
-    made, and some to spare; true where nobody says."""
+    """Whether as much memory is free as the weights take in fp32, which is more than packing and rounding add; true
+    where nobody says."""
     available, held = available_memory(hardware.device), resident_memory()
     return available is None or held is None or available - held > 4 * model.parameter_count()
 

@@ -66,20 +66,20 @@ def steps(
         kept = [i for i, row in enumerate(active) if not is_over(row)]
         if not kept:
             return
-        grown = [len(row.tokens) - length for row, length in zip(active, before, strict=True)]
-        cache.forget([logits.shape[1] - n for n in grown])  # the guesses that were wrong
-        checks = [(len(guesses[i]), grown[i]) for i in kept]
+        n_grown, n_guesses = [len(row.tokens) - n for row, n in zip(active, before, strict=True)], logits.shape[1] - 1
+        cache.forget([n_guesses + 1 - n for n in n_grown])  # the guesses that were wrong
         if len(kept) < len(active):
-            active = [active[i] for i in kept]
+            active, n_grown = [active[i] for i in kept], [n_grown[i] for i in kept]
             cache.select_rows(kept)
             seen = None if seen is None else seen[kept]
         refill(model, [row.tokens for row in active], cache)
         guesses = [[] for _ in active]
         if draft is not None:
-            draft.pace.learn(checks)
+            draft.pace.learn(n_guesses, n_grown)
             most = max(limits[row] - len(row.tokens) for row in active) - 1
             n = min(draft.pace.n_guesses(len(active)), most, model.config.context_length - max(cache.lengths) - 1)
-            guesses = draft.guess(active, cache, n, sampling, seen, vocab_size)
+            if n:
+                guesses = draft.guess(active, cache, n, sampling, seen, vocab_size)
         fed = [[row.tokens[-1], *guessed] for row, guessed in zip(active, guesses, strict=True)]
         logits = model(torch.tensor(fed, device=logits.device), cache=cache).float()
 

@@ -31,12 +31,18 @@ from gpt.model.kv_cache import KVCache
 from gpt.model.transformer import Decoder
 
 MOST_GUESSES = 8
-# Times in units of a pass over one row, for GPT-2 124M on two cores. They decide how fast tokens come, not which.
+# Times in units of a pass over one row, of GPT-2 124M on two cores (`benchmarks/README.md`), with an int4 draft.
 FREE_ROWS, ROW = 8, 0.05  # a pass over so many rows takes as long as over one; each more adds so much
-GUESS, GUESS_ROW = 0.4, 0.03  # a pass of the draft over one row, and what each more adds
+GUESS, GUESS_ROW = 0.3, 0.06  # a pass of the draft over one row, and what each more adds
 FADING = 0.95  # of what earlier checks count, with each new one
 RIGHT, JUDGED = 3.8, 4.0  # what a draft of which nothing is known counts as
 PATIENCE = 64  # checks without guesses, until nothing is known any more
+
+
+def cost(n_rows: int, n_guesses: int) -> float:
+    """The time of so many guesses for each of so many rows, and of their check."""
+    check = 1 + ROW * max(0, n_rows * (n_guesses + 1) - FREE_ROWS)
+    return check + n_guesses * (GUESS + GUESS_ROW * (n_rows - 1))
 
 
 @dataclass
@@ -47,12 +53,12 @@ class Pace:
     judged: float = JUDGED
     without: int = 0  # checks since some guesses paid
 
-    def learn(self, checks: Sequence[tuple[int, int]]) -> None:
-        """Count what a check found of each row that goes on: how many tokens were guessed, and by how many it grew, the
-        last of which comes after the right guesses, in the place of the first wrong one."""
-        if any(n_guesses for n_guesses, _ in checks):
-            self.right = FADING * self.right + sum(n_grown - 1 for _, n_grown in checks)
-            self.judged = FADING * self.judged + sum(min(n_grown, n_guesses) for n_guesses, n_grown in checks)
+    def learn(self, n_guesses: int, n_grown: Sequence[int]) -> None:
+        """Count what a check of so many guesses for each row found: by how many tokens each grew, the last of which
+        comes after the right guesses, in the place of the first wrong one. Rows that ended are left out."""
+        if n_guesses:
+            self.right = FADING * self.right + sum(n - 1 for n in n_grown)
+            self.judged = FADING * self.judged + sum(min(n, n_guesses) for n in n_grown)
 
     def n_guesses(self, n_rows: int) -> int:
         """The number of guesses for each of so many rows that gives the most tokens in a time; to be asked once before
@@ -60,39 +66,40 @@ class Pace:
         if self.without == PATIENCE:
             self.right, self.judged = RIGHT, JUDGED
         rate = self.right / self.judged
-
-        def tokens_per_time(n: int) -> float:
-            check = 1 + ROW * max(0, n_rows * (n + 1) - FREE_ROWS)
-            return sum(rate**i for i in range(n + 1)) / (check + n * (GUESS + GUESS_ROW * (n_rows - 1)))
-
-        best = max(range(MOST_GUESSES + 1), key=tokens_per_time)
+        best = max(range(MOST_GUESSES + 1), key=lambda n: sum(rate**i for i in range(n + 1)) / cost(n_rows, n))
         self.without = 0 if best else self.without % PATIENCE + 1
         return best
 
 
 @dataclass
 class Draft:
-    """A model that guesses for another of its shape, and what is known of its guesses."""
+    """A model that guesses for another of its shape, and how many guesses of it pay."""
 
     model: Decoder
     pace: Pace = field(default_factory=Pace)
 
     def guess(
-        self, rows: Sequence[Row], cache: KVCache, n: int, sampling: Sampling, seen: Tensor | None, vocab: int | None
+        self,
+        rows: Sequence[Row],
+        cache: KVCache,
+        n: int,
+        sampling: Sampling,
+        seen: Tensor | None,
+        vocab_size: int | None,
     ) -> list[list[int]]:
-        """The next `n` tokens of each row as the draft would choose them, or fewer where it cannot choose. The cache
-        counts as many tokens as before."""
+        """The next `n` tokens of each row as the draft would choose them, or fewer where its logits are no numbers. The
+        cache counts as many tokens as before, and `seen` stays."""
         guesses = [[row.tokens[-1]] for row in rows]
-        lengths, seen = cache.lengths, seen.clone() if seen is not None and n else seen
+        lengths, seen = cache.lengths, None if seen is None else seen.clone()
         for ahead in range(n):
             newest = torch.tensor([tokens[-1:] for tokens in guesses], device=cache.keys.device)  # [B, 1]
             if seen is not None:
                 seen.scatter_(1, newest, True)
-            logits = self.model(newest, cache=cache)[:, -1, :vocab].float()
+            logits = self.model(newest, cache=cache)[:, -1, :vocab_size].float()
             try:
                 chosen = choose(logits, rows, sampling, seen, ahead)
             except NotFinite:  # the draft's fault, of which the model knows nothing
-                self.pace.learn([(1, 1)] * len(rows))
+                self.pace.learn(1, [1] * len(rows))
                 break
             for tokens, token in zip(guesses, chosen, strict=True):
                 tokens.append(token)

@@ -116,7 +116,7 @@ def lay_out(model: Decoder, hardware: Hardware, quantize: str = "none") -> str:
     return {"none": "weights packed", "int8": "weights int8", "int4": f"weights int4 by {GROUP}, head int8"}[quantize]
 
 
-def rounded_draft(model: Decoder, hardware: Hardware, kind: str) -> Decoder:
+def rounded_copy(model: Decoder, hardware: Hardware, kind: str) -> Decoder:
     """The model with its linear layers rounded to int8 or int4, to guess tokens (`draft.py`). The model stays as it is,
     and shares all else. To be called before `lay_out`. Raises UserError as that does."""
     check_quantize(model, hardware, kind, "draft")

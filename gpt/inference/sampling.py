@@ -1,10 +1,10 @@
-"""From logits to a token: small functions from logits to logits, and the draw.
+"""From logits to a token: small functions from logits to logits, the draw, and its random numbers.
 
-Legend: B rows, V vocabulary. Every function takes and returns logits [B, V]; minus infinity rules a token out.
-The kept sets equal those of transformers' logits processors, in transformers' order.
+Legend: B rows, V vocabulary. The functions up to `warp` take and return logits [B, V]; minus infinity rules a token
+out. The kept sets equal those of transformers' logits processors, in transformers' order.
 
 Sources: repetition penalty: Keskar et al. 2019 (CTRL); top-k: Fan et al. 2018; top-p: Holtzman et al. 2020;
-min-p: Nguyen et al. 2024; SplitMix64: Steele et al. 2014.
+min-p: Nguyen et al. 2024; the draw: Gumbel 1954, as a race of exponential times; SplitMix64: Steele et al. 2014.
 """
 
 from __future__ import annotations
@@ -75,24 +75,24 @@ def warp(logits: Tensor, sampling: Sampling) -> Tensor:
     return logits
 
 
-def draw(logits: Tensor, times: Tensor) -> Tensor:
+def draw(logits: Tensor, times: Tensor | float) -> Tensor:
     """The tokens that win a race: token i takes an exponential time divided by its probability, and is the first with
-    that probability. logits, and logarithms of the times by `log_times`, [B, V] → ids [B].
+    that probability. logits, and logarithms of the times by `log_times`, [B, V] → ids [B]. Equal times: the likeliest.
 
     Unlike the token at a random place of the cumulative distribution, the winner mostly stays where the probabilities
     change a little, which decoding with a draft needs. Nothing is summed, so no order of sums changes it.
     """
-    best = (logits - times).max(dim=-1)
+    best = (logits - times).max(dim=-1)  # `argmax` takes twice as long
     if not best.values.isfinite().all():
         raise NotFinite("the model's logits are no finite numbers: its weights are damaged")
     return best.indices
 
 
-def random_stream(seed: int, sample: int, prompt: Sequence[int] = ()) -> int:
+def random_stream(seed: int, sample: int, prompt: Sequence[int]) -> int:
     """What decides, with a token's place, how sample number `sample` of a prompt is drawn, whatever is decoded beside
     it. Prompts have streams of their own, so that what is averaged over them is independent."""
-    text = hashlib.blake2b(np.array(prompt, dtype=np.int64).tobytes(), digest_size=8).digest()
-    return int(mix(np.uint64(seed) ^ mix(np.uint64(sample) ^ mix(np.frombuffer(text, dtype="<u8")[0]))))
+    digest = hashlib.blake2b(np.array(prompt, dtype="<i8").tobytes(), digest_size=8).digest()
+    return int(mix(np.uint64(seed) ^ mix(np.uint64(sample) ^ mix(np.frombuffer(digest, dtype="<u8")[0]))))
 
 
 def log_times(streams: Sequence[int], places: Sequence[int], vocab_size: int, device: torch.device) -> Tensor:
@@ -101,8 +101,8 @@ def log_times(streams: Sequence[int], places: Sequence[int], vocab_size: int, de
     keys = mix(np.array(streams, dtype=np.uint64) + np.array(places, dtype=np.uint64) * np.uint64(GOLDEN))  # [B]
     state = torch.from_numpy(keys.view(np.int64)).to(device)[:, None] + token_steps(vocab_size, device)
     state = fold(fold(state, 30).mul_(signed(FIRST)), 27).mul_(signed(SECOND))  # SplitMix64
+    # 63 bits: the smallest times decide whether a rare token wins, and 24 bits would make them too coarse, or zero.
     uniforms = fold(state, 31).bitwise_and_(2**63 - 1).float().mul_(2.0**-63)
-    # 63 bits, as the smallest times decide whether a rare token wins: of 24 bits they would be too long, or none.
     return uniforms.clamp_(2.0**-63, 1 - 2.0**-24).neg_().log1p_().neg_().log_()
 
 

@@ -20,7 +20,7 @@ from gpt.training.metrics import JsonLines, ProgressLine, duration, size
 from gpt.training.wandb_run import Wandb
 
 DRAW_EVERY_SECONDS = 10.0  # drawing takes a tenth of a second, the first time four
-MEASURED = 5  # times that the peak of the hardware is measured at most
+MOST_MEASUREMENTS = 5  # of the hardware's peak, in a session
 SHOWN_SAMPLE = 240  # characters of a sample that the console shows
 
 
@@ -52,7 +52,7 @@ class Reporter:
         self.state = state
         self.tokens_per_step = config.train.global_batch * tokens_per_sequence
         self.flops_per_token, self.peak = model.flops_per_token(), self.hardware_peak()
-        self.measured = 1  # how often the peak was
+        self.n_measured = 1  # times that the peak was measured
         self.val_bits = state.best_bits_per_byte
         self.began, self.before = state.step, state.elapsed_seconds
         self.told = False  # how long it will take, and how much memory it takes
@@ -72,10 +72,10 @@ class Reporter:
         return peak and peak * processes()
 
     def measure_peak_again(self, reached: float) -> None:
-        """At the first log, as the start may have been a busy moment, and, some times, where training exceeds it."""
-        if self.peak and (self.measured == 1 or (reached > self.peak and self.measured < MEASURED)):
+        """At the first log, as the start may have been a busy moment, and a few times where training exceeds it."""
+        if self.peak and (self.n_measured == 1 or (reached > self.peak and self.n_measured < MOST_MEASUREMENTS)):
             self.peak = max(self.peak, self.hardware_peak() or 0)
-            self.measured += 1
+            self.n_measured += 1
 
     def log_training(self, step: int, loss: float, norm: float, scale: float) -> None:
         """Record one step: its loss in nats a token, gradient norm, and learning rate over its peak."""

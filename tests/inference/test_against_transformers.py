@@ -54,7 +54,7 @@ def usual_token(peers: Peers) -> int:
 
 def test_greedy(peers: Peers) -> None:
     for sampling in (Sampling(temperature=0), Sampling(temperature=0, repetition_penalty=1.4)):
-        rows = [Row(list(prompt), random_stream(0, 0)) for prompt in PROMPTS]
+        rows = [Row(list(prompt), random_stream(0, 0, ())) for prompt in PROMPTS]
         for _ in decode(peers.model, rows, sampling, NEW, NEVER):
             pass
         for row, prompt in zip(rows, PROMPTS, strict=True):

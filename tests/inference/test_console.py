@@ -253,9 +253,7 @@ def test_a_draft_is_what_there_is_a_kernel_for(monkeypatch: pytest.MonkeyPatch) 
     assert possible_draft(make_decoder(), cpu) == "none"
 
 
-def test_all_sequences_that_are_asked_for_count(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_all_sequences_that_are_asked_for_count(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     monkeypatch.setattr(console, "draft_kind", lambda config, model, place, n: asked.append(n) or "none")
     (tmp_path / "prompts.txt").write_text("a\nb\nc\n")

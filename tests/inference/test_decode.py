@@ -26,7 +26,7 @@ WARM = Sampling(temperature=1.2, top_k=40, top_p=0.95, min_p=0.01, repetition_pe
 
 
 def slow_loop(model: Decoder, prompt: list[int], sampling: Sampling, n: int, seed: int, sample: int) -> list[int]:
-    tokens, stream = list(prompt), random_stream(seed, sample)
+    tokens, stream = list(prompt), random_stream(seed, sample, ())
     for _ in range(n):
         window = tokens[window_start(len(tokens), model.config.context_length) :]
         with torch.no_grad():
@@ -46,7 +46,7 @@ def slow_loop(model: Decoder, prompt: list[int], sampling: Sampling, n: int, see
 
 
 def run(model: Decoder, prompts: list[list[int]], sampling: Sampling, n: int, seed: int = 0) -> list[list[int]]:
-    rows = [Row(list(prompt), random_stream(seed, i)) for i, prompt in enumerate(prompts)]
+    rows = [Row(list(prompt), random_stream(seed, i, ())) for i, prompt in enumerate(prompts)]
     for _ in decode(model, rows, sampling, n, END):
         pass
     return [row.tokens for row in rows]
@@ -91,7 +91,7 @@ def test_sample_i_of_a_seed_is_the_same_alone_and_in_a_batch_of_eight() -> None:
     batch = run(model, [prompt(6)] * 8, WARM, 40, seed=7)
     assert len({tuple(tokens) for tokens in batch}) == 8
     for i, tokens in enumerate(batch):
-        row = Row(prompt(6), random_stream(7, i))
+        row = Row(prompt(6), random_stream(7, i, ()))
         for _ in decode(model, [row], WARM, 40, END):
             pass
         assert row.tokens == tokens
@@ -100,7 +100,7 @@ def test_sample_i_of_a_seed_is_the_same_alone_and_in_a_batch_of_eight() -> None:
 @torch.no_grad()
 def test_logits_after_a_refilled_window_equal_uncached_ones() -> None:
     model = make_decoder(dialect="llama")
-    row = Row(prompt(31), random_stream(0, 0))
+    row = Row(prompt(31), random_stream(0, 0, ()))
     logits, _ = prefill(model, [row.tokens], 10)
     torch.testing.assert_close(logits, model(torch.tensor([row.tokens[12:]]))[:, -1], atol=1e-4, rtol=0)
 

@@ -155,7 +155,7 @@ def test_int8_takes_any_shape(shape: str) -> None:
 
 
 def sample(model: Decoder, prompt: list[int], numbers: list[int]) -> list[list[int]]:
-    rows = [Row(list(prompt), random_stream(7, number)) for number in numbers]
+    rows = [Row(list(prompt), random_stream(7, number, ())) for number in numbers]
     for _ in decode(model, rows, WARM, 40, end_of_text=-1):
         pass
     return [row.tokens for row in rows]
