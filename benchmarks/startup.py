@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from benchmarks.side_by_side import ROOT, Results, print_table, spread, write_json
@@ -47,7 +48,7 @@ def timed(command: list[str], folder: Path) -> Times:
     return {"whole": whole} | ({"first": steps[0], "exit": whole - steps[-1]} if steps else {})
 
 
-def newleaf(options: list[str], folder: Path, prepared: bool) -> Times:
+def newleaf(options: list[str], prepared: bool, folder: Path) -> Times:
     options = [*options, f"data.prepared_dir={folder / 'prepared'}"]
     if prepared:
         corpus = [option for option in options if option.startswith(("data", "tokenizer"))]
@@ -57,7 +58,7 @@ def newleaf(options: list[str], folder: Path, prepared: bool) -> Times:
     return timed([sys.executable, "-u", str(ROOT / "train.py"), *options], folder)
 
 
-def nanogpt(checkout: Path, text: Path, folder: Path, prepared: bool) -> Times:
+def nanogpt(checkout: Path, text: Path, prepared: bool, folder: Path) -> Times:
     copy = folder / "nanogpt"
     shutil.copytree(checkout, copy, ignore=shutil.ignore_patterns(".git", "*.bin", "*.pkl"))
     shutil.copy(text, copy / "data/shakespeare_char/input.txt")
@@ -77,17 +78,13 @@ def cases(text: Path | None, checkout: Path | None) -> dict[str, Callable[[Path]
         "sample.py --help": lambda folder: timed([*python, str(ROOT / "sample.py"), "--help"], folder),
     }
     for name, prepared in (("", False), (", prepared", True)):
-        rows[f"default run{name}"] = lambda folder, prepared=prepared: newleaf([], folder, prepared)
+        rows[f"default run{name}"] = partial(newleaf, [], prepared)
         if text is None:
             continue
         characters = ["data=text", f"data.files=[{text}]", "tokenizer=char", "experiment=shakespeare_char_cpu"]
-        rows[f"characters{name}"] = lambda folder, prepared=prepared, characters=characters: newleaf(
-            characters, folder, prepared
-        )
+        rows[f"characters{name}"] = partial(newleaf, characters, prepared)
         if checkout:
-            rows[f"nanoGPT, characters{name}"] = lambda folder, prepared=prepared: nanogpt(
-                checkout, text, folder, prepared
-            )
+            rows[f"nanoGPT, characters{name}"] = partial(nanogpt, checkout, text, prepared)
     return rows
 
 

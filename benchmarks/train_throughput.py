@@ -82,7 +82,8 @@ def random_corpus(folder: Path) -> Any:
             "shards": [{"file": f"{split}.bin", "tokens": 2**19}],
         }
         streams.append(open_stream(folder, tokenizer, meta))
-    return Corpus(tokenizer, *streams, "random", folder, "random tokens")
+    train, val = streams
+    return Corpus(tokenizer, train, val, "random", folder, "random tokens")
 
 
 def peer_update(name: str, batch: int, context: int, nanogpt: Path) -> Callable[[], float]:
