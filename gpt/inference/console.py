@@ -21,10 +21,9 @@ from gpt.inference.decode import Sample, generate
 from gpt.inference.draft import Draft
 from gpt.inference.quantize import lay_out, possible_draft, rounded_copy
 from gpt.inference.sampling import Sampling
-from gpt.model.available import available_memory
+from gpt.model.available import has_room
 from gpt.model.hardware import Hardware, decoding_hardware
 from gpt.model.opening import open_checkpoint
-from gpt.model.process import resident_memory
 from gpt.model.transformer import Decoder
 from gpt.options import UserError, say
 from gpt.text.encoders import check_unicode
@@ -115,15 +114,8 @@ def draft_kind(config: SampleConfig, model: Decoder, hardware: Hardware, sequenc
         and model.parameter_count() >= DRAFTED_PARAMETERS
     )
     fits = hardware.precision == "fp32" and config.quantize == "none" and config.num_beams == 1
-    kind = possible_draft(model, hardware) if pays and fits else "none"
-    return kind if kind != "none" and has_room(model, hardware) else "none"
-
-
-def has_room(model: Decoder, hardware: Hardware) -> bool:
-    """Whether as much memory is free as the weights take in fp32, which is more than packing and rounding add; true
-    where nobody says."""
-    available, held = available_memory(hardware.device), resident_memory()
-    return available is None or held is None or available - held > 4 * model.parameter_count()
+    weights = 4 * model.parameter_count()  # bytes in fp32, more than packing and rounding add
+    return possible_draft(model, hardware) if pays and fits and has_room(hardware.device, weights) else "none"
 
 
 def sample(config: SampleConfig) -> int:

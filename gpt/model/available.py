@@ -32,6 +32,12 @@ def available_memory(device: torch.device) -> int | None:
     return held + max(0, min(rooms)) if rooms else None
 
 
+def has_room(device: torch.device, size: int) -> bool:
+    """Whether so many bytes more are available; true where nobody says."""
+    available, held = available_memory(device), resident_memory() if device.type == "cpu" else 0
+    return available is None or available - (held or 0) > size
+
+
 def read(path: str) -> str:
     try:
         return (ROOT / path).read_text(encoding="utf-8")

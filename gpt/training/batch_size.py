@@ -17,12 +17,12 @@ import torch
 
 from gpt.config import RunConfig
 from gpt.config.device import processes
-from gpt.model.available import available_memory
+from gpt.model.available import available_memory, has_room
 from gpt.model.hardware import Hardware
 from gpt.options import UserError, to_dict, written
 from gpt.text.shards import Corpus
 from gpt.training.checkpoints import CheckpointFolder, read_state
-from gpt.training.memory import PREDICTABLE, SMALL, has_room, predict_memory, surely_small
+from gpt.training.memory import PREDICTABLE, SMALL, predict_memory, surely_small
 from gpt.training.metrics import size
 from gpt.training.parallel.ranks import Ranks
 from gpt.training.trainer import Trainer

@@ -6,10 +6,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
-from gpt.model.available import available_memory
-from gpt.model.process import peak_memory, resident_memory
+from gpt.model.available import available_memory, has_room
+from gpt.model.process import peak_memory
 from gpt.training.rehearsal import rehearse
 from gpt.training.trainer import Trainer
 
@@ -64,12 +62,6 @@ def predictable(trainer: Trainer) -> bool:
         and device.type in PREDICTABLE
         and not (surely_small(trainer) and has_room(device, SMALL))
     )
-
-
-def has_room(device: torch.device, size: int) -> bool:
-    """Whether so many bytes more are surely available."""
-    available, held = available_memory(device), resident_memory() if device.type == "cpu" else 0
-    return available is None or available - (held or 0) > size
 
 
 def surely_small(trainer: Trainer) -> bool:

@@ -15,7 +15,7 @@ from gpt.config import SampleConfig, TokenizerConfig
 from gpt.inference import console
 from gpt.inference.console import draft_kind, printable, sample
 from gpt.inference.quantize import possible_draft
-from gpt.model import hardware
+from gpt.model import available, hardware
 from gpt.model.hardware import Hardware
 from gpt.model.huggingface import save_model
 from gpt.model.process import resident_memory
@@ -239,7 +239,7 @@ def test_a_draft_is_made_where_it_pays(
     assert draft_kind(config, model, place, sequences) == kind
     if config.draft == "auto":
         assert draft_kind(config, model, Hardware(cpu, "bf16"), sequences) == "none"
-        monkeypatch.setattr(console, "available_memory", lambda device: resident_memory() + 1000)
+        monkeypatch.setattr(available, "available_memory", lambda device: resident_memory() + 1000)
         assert draft_kind(config, model, place, sequences) == "none"
 
 
