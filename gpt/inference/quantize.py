@@ -101,14 +101,14 @@ class Int4Linear(nn.Module):
 
 
 @torch.no_grad()
-def lay_out(model: Decoder, hardware: Hardware, quantize: str = "none") -> str:
+def lay_out(model: Decoder, hardware: Hardware, quantize: str = "none", option: str = "quantize") -> str:
     """Have a model that is on its device and in its precision decode as fast as it can there; it learns no more.
 
     Layer by layer, so that no two are held twice; a tied table stays, to look tokens up. Returns in words what the
-    weights are now. Raises UserError where `quantize` (none, int8 or int4) has no kernel for the device or for the
-    model's shape; nothing has changed then.
+    weights are now. Raises UserError, in the name of `option`, where `quantize` (none, int8 or int4) has no kernel for
+    the device or for the model's shape; nothing has changed then.
     """
-    check_quantize(model, hardware, quantize)
+    check_quantize(model, hardware, quantize, option)
     if quantize == "none" and not onednn_is_faster(hardware):
         return "weights as loaded"
     for name in [name for name, module in model.named_modules() if type(module) is nn.Linear]:
@@ -119,10 +119,9 @@ def lay_out(model: Decoder, hardware: Hardware, quantize: str = "none") -> str:
 def rounded_copy(model: Decoder, hardware: Hardware, kind: str) -> Decoder:
     """The model with its linear layers rounded to int8 or int4, to guess tokens (`draft.py`). The model stays as it is,
     and shares all else. To be called before `lay_out`. Raises UserError as that does."""
-    check_quantize(model, hardware, kind, "draft")
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     twin = copy.deepcopy(model, shared)
-    lay_out(twin, hardware, kind)
+    lay_out(twin, hardware, kind, option="draft")
     return twin
 
 
