@@ -66,7 +66,8 @@ def steps(
         kept = [i for i, row in enumerate(active) if not is_over(row)]
         if not kept:
             return
-        n_grown, n_guesses = [len(row.tokens) - n for row, n in zip(active, before, strict=True)], logits.shape[1] - 1
+        n_guesses = logits.shape[1] - 1
+        n_grown = [len(row.tokens) - n for row, n in zip(active, before, strict=True)]
         cache.forget([n_guesses + 1 - n for n in n_grown])  # the guesses that were wrong
         if len(kept) < len(active):
             active, n_grown = [active[i] for i in kept], [n_grown[i] for i in kept]
@@ -100,9 +101,7 @@ def grow(
     growing = list(range(len(rows)))
     for place in range(logits.shape[1]):
         grown = [rows[i] for i in growing]
-        everyone = len(grown) == len(rows)  # then no row is copied
-        of_grown = logits[:, place] if everyone else logits[growing, place]
-        chosen = choose(of_grown, grown, sampling, seen if seen is None or everyone else seen[growing])
+        chosen = choose(logits[growing, place], grown, sampling, None if seen is None else seen[growing])
         for row, token in zip(grown, chosen, strict=True):
             row.tokens.append(token)
             row.finished = token == end_of_text
