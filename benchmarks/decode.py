@@ -25,10 +25,20 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.side_by_side import in_turn, last_object, median, peak_bytes, print_table, spread, worker, write_json
+from benchmarks.side_by_side import (
+    Results,
+    in_turn,
+    last_object,
+    median,
+    peak_bytes,
+    print_table,
+    spread,
+    worker,
+    write_json,
+)
 
 VOCAB, CONTEXT = 50257, 1024
 Prompts = list[list[int]]
@@ -43,12 +53,13 @@ CTRANSLATE2_TYPES = {"fp32": "float32", "int8": "int8"}
 FIRST_TOKENS = 5  # calls whose median is the time to the first token
 
 
-def convert(model: Path, folder: Path) -> None:
-    """What CTranslate2 makes of a model in transformers' format."""
+def convert(model: Path, folder: Path, contenders: Sequence[str]) -> None:
+    """What CTranslate2 makes of a model in transformers' format, for those contenders that are its."""
     from ctranslate2.converters import TransformersConverter
 
     for precision, name in CTRANSLATE2_TYPES.items():
-        TransformersConverter(str(model)).convert(str(folder / precision), quantization=name)
+        if f"CTranslate2 {precision}" in contenders:
+            TransformersConverter(str(model)).convert(str(folder / precision), quantization=name)
 
 
 def make_model(folder: Path) -> None:
@@ -185,7 +196,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--worker", choices=("make", "prepare", *CONTENDERS, *DRAFTED), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -202,54 +213,70 @@ def main() -> None:
     n_prompt, n_new = arguments.prompt_tokens, arguments.new_tokens
     if n_prompt < 1 or n_new < 1 or n_prompt + n_new > CONTEXT:
         parser.error(f"a prompt and its continuation are 2 to {CONTEXT} tokens, the context")
-    names = arguments.contenders or (*CONTENDERS, *(DRAFTED if arguments.model else ()))
-    if not arguments.model and set(names) & set(DRAFTED):
+    arguments.contenders = arguments.contenders or (*CONTENDERS, *(DRAFTED if arguments.model else ()))
+    if not arguments.model and set(arguments.contenders) & set(DRAFTED):
         parser.error("how often a draft is right is a question for a trained model; give --model and --text")
     if arguments.worker is None and bool(arguments.model) != bool(arguments.text):
         parser.error("--model and --text go together")
+    return arguments
+
+
+def work(arguments: argparse.Namespace) -> dict[str, float]:
+    """What a process that `run_all` starts does: make a model, prepare what contenders need of it, or measure one."""
     if arguments.worker == "make":
         make_model(arguments.folder)
-        print("{}")
-    elif arguments.worker == "prepare":
-        convert(arguments.model, arguments.folder)
+        return {}
+    if arguments.worker == "prepare":
+        convert(arguments.model, arguments.folder, arguments.contenders)
         write_prompts(arguments)
-        print("{}")
-    elif arguments.worker:
-        prompts = json.loads((arguments.folder / f"prompts-{arguments.sequences[0]}.json").read_text())
-        found = measure(arguments.worker, arguments.model, arguments.folder, prompts, n_new, arguments.temperature)
-        print(json.dumps(found))
-    if arguments.worker:
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        model = arguments.model or folder
-        texts = ("--text", arguments.text) if arguments.text else ()
-        if not arguments.model:  # in processes of their own, as peak memory is inherited
-            last_object(worker("decode", "make", "--folder", folder))
-        last_object(
-            worker(
-                "decode", "prepare", "--model", model, "--folder", folder, *texts,
-                "--sequences", *arguments.sequences, "--prompt-tokens", n_prompt,
-            )
-        )  # fmt: skip
-        runs = {
-            f"{name}, {sequences}": worker(
-                "decode", name, "--model", model, "--folder", folder, "--sequences", sequences,
-                "--prompt-tokens", n_prompt, "--new-tokens", n_new, "--temperature", arguments.temperature,
-            )
-            for sequences in arguments.sequences
-            for name in names
-        }  # fmt: skip
-        results = in_turn(runs, arguments.repeats)
-    header = ["", *(f"{n} sequence{'s' * (n > 1)}: tokens/s | first token, ms | peak MiB" for n in arguments.sequences)]
+        return {}
+    prompts = json.loads((arguments.folder / f"prompts-{arguments.sequences[0]}.json").read_text())
+    model, folder = arguments.model, arguments.folder
+    return measure(arguments.worker, model, folder, prompts, arguments.new_tokens, arguments.temperature)
+
+
+def run_all(arguments: argparse.Namespace, folder: Path) -> Results:
+    """Every contender in turn, in processes of their own, as peak memory is inherited."""
+    model = arguments.model or folder
+    shared: list[object] = ["--model", model, "--folder", folder, "--prompt-tokens", arguments.prompt_tokens]
+    if not arguments.model:
+        last_object(worker("decode", "make", "--folder", folder))
+    texts = ("--text", arguments.text) if arguments.text else ()
+    which = ("--sequences", *arguments.sequences, "--contenders", *arguments.contenders)
+    last_object(worker("decode", "prepare", *shared, *texts, *which))
+    how = ("--new-tokens", arguments.new_tokens, "--temperature", arguments.temperature)
+    runs = {
+        f"{name}, {sequences}": worker("decode", name, *shared, "--sequences", sequences, *how)
+        for sequences in arguments.sequences
+        for name in arguments.contenders
+    }
+    return in_turn(runs, arguments.repeats)
+
+
+def table(arguments: argparse.Namespace, results: Results) -> tuple[list[str], list[list[str]]]:
+    """Its header and its rows, one for each contender."""
+    header = [""]
+    for n in arguments.sequences:
+        header += [f"{n} sequence{'s' * (n > 1)}: tokens/s", "first token, ms", "peak MiB"]
     rows = []
-    for name in names:
+    for name in arguments.contenders:
         rows.append([name])
         for run in (f"{name}, {sequences}" for sequences in arguments.sequences):
             cells = spread(results, run, "tokens_per_second"), spread(results, run, "first_token_ms")
             rows[-1] += [*cells, f"{median(results, run, 'peak_mib'):,.0f}"]
-    print_table([cell for column in header for cell in column.split(" | ")], rows)
-    write_json(arguments.output, results, prompt_tokens=n_prompt, new_tokens=n_new, temperature=arguments.temperature)
+    return header, rows
+
+
+def main() -> None:
+    arguments = parse()
+    if arguments.worker:
+        print(json.dumps(work(arguments)))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        results = run_all(arguments, Path(temporary))
+    print_table(*table(arguments, results))
+    how = {name: getattr(arguments, name) for name in ("prompt_tokens", "new_tokens", "temperature")}
+    write_json(arguments.output, results, **how)
 
 
 if __name__ == "__main__":
