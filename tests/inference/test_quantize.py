@@ -19,13 +19,14 @@ from gpt.model.transformer import Decoder
 from gpt.options import UserError
 
 from ..model.conftest import SHAPES, VOCAB, make_decoder
+from .conftest import x86
 
 FP32, BF16 = Hardware(torch.device("cpu"), "fp32"), Hardware(torch.device("cpu"), "bf16")
 MODES = ["fp32", "bf16", "int8", "int4"]
 WARM = Sampling(temperature=1.2, top_k=40)
 
 pytestmark = [
-    pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supported_engines, reason="needs an x86 processor"),
+    x86,
     pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="needs bf16 in oneDNN"),
 ]
 
