@@ -79,10 +79,13 @@ def draw_curves(curves: list[Curve], path: Path, title: str) -> None:
         partial = path.with_name("." + path.name)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph")  # a title in a script that the font lacks shows boxes
-            with naming(path):
-                figure.savefig(partial, format="png", dpi=120)
+            try:
+                with naming(path):
+                    figure.savefig(partial, format="png", dpi=120)
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
         del figure, axes
-    partial.replace(path)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -153,10 +154,13 @@ class Reporter:
             self.mark, self.mark_step = time.perf_counter(), step
 
     def close(self) -> None:
+        """End all sinks. Not drawn is what a Ctrl-C ends: it is to end at once, and may have come while matplotlib was
+        being imported, which cannot be imported twice."""
+        interrupted = isinstance(sys.exc_info()[1], KeyboardInterrupt)
         with ExitStack() as sinks:  # each is closed, whatever the others raise
             for sink in (self.wandb, self.samples, self.metrics, self.line):
                 sinks.callback(sink.close)
-            if self.undrawn:
+            if self.undrawn and not interrupted:
                 self.draw()
 
 

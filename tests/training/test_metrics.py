@@ -214,3 +214,17 @@ def test_a_run_that_breaks_still_draws(
     with pytest.raises(RuntimeError, match="a bug"):
         train(make_config())
     assert drawn == [(6, 4)]
+
+
+def test_an_interrupted_picture_is_not_begun_again(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = []
+
+    def interrupted(curves: list[Curve], path: Path, title: str) -> None:
+        attempts.append(path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "draw_curves", interrupted)
+    monkeypatch.setattr(report, "DRAW_EVERY_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        train(make_config())
+    assert len(attempts) == 1
