@@ -1,9 +1,8 @@
 """Measure a model on held-out text: `python evaluate.py --help` lists every option."""
 
-import sys
 from typing import Any
 
-from gpt.cli import Command, loading, main
+from gpt.cli import Command, leave, loading, main
 from gpt.config import EvaluateConfig
 
 
@@ -37,4 +36,4 @@ def run(config: EvaluateConfig) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(COMMAND, run))
+    leave(main(COMMAND, run))

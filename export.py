@@ -1,8 +1,6 @@
 """Export a model as a plain Hugging Face folder: `python export.py --help` lists every option."""
 
-import sys
-
-from gpt.cli import Command, loading, main
+from gpt.cli import Command, leave, loading, main
 from gpt.config import ExportConfig
 
 COMMAND = Command(
@@ -25,4 +23,4 @@ def run(config: ExportConfig) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(COMMAND, run))
+    leave(main(COMMAND, run))

@@ -1,8 +1,6 @@
 """Sample text from a trained model: `python sample.py --help` lists every option."""
 
-import sys
-
-from gpt.cli import Command, loading, main
+from gpt.cli import Command, leave, loading, main
 from gpt.config import SampleConfig
 
 COMMAND = Command(
@@ -27,4 +25,4 @@ def run(config: SampleConfig) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(COMMAND, run))
+    leave(main(COMMAND, run))

@@ -1,10 +1,9 @@
 """Train a GPT: `python train.py --help` lists every option."""
 
-import sys
 from typing import Any
 
 from gpt.arguments import Arguments, Implication
-from gpt.cli import Command, loading, main
+from gpt.cli import Command, leave, loading, main
 from gpt.config import RunConfig
 from gpt.config.device import processes
 from gpt.options import ConfigError, Mistake
@@ -78,4 +77,4 @@ def run(config: RunConfig) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(COMMAND, run))
+    leave(main(COMMAND, run))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gpt.cli import Command, main
+from gpt.cli import Command, leave, main
 from gpt.config import PreparationConfig
 from train import COMMAND as TRAIN
 
@@ -40,4 +40,4 @@ def run(config: PreparationConfig) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(COMMAND, run))
+    leave(main(COMMAND, run))

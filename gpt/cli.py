@@ -15,18 +15,28 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from gpt.arguments import Command, leaves, parse
 from gpt.composition import load_config
 from gpt.help import help_text
-from gpt.options import C, ConfigError, UserError, complain, look_up, ran_out_of_memory, say
+from gpt.options import (
+    C,
+    ConfigError,
+    UserError,
+    complain,
+    look_up,
+    ran_out_of_memory,
+    say,
+    silence,
+    was_interrupted,
+)
 from gpt.sweeps.options import refuse_without_multirun
 from gpt.sweeps.running import run_sweep
 
-__all__ = ["Command", "loading", "main"]
+__all__ = ["Command", "leave", "loading", "main"]
 
 MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 PATH_ERRORS = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS)
@@ -38,7 +48,6 @@ def main(command: Command[C], run: Callable[[C], int | None], argv: Sequence[str
     Mistakes go to standard error without a traceback. Any other exception of `run` is a bug and passes through.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)  # from then on Ctrl-C only ends what is ending
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # whoever closed it wants nothing
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open until the process ends)
@@ -56,39 +65,55 @@ def main(command: Command[C], run: Callable[[C], int | None], argv: Sequence[str
         status = run(config)
         sys.stdout.flush()
         return status or 0
-    except ConfigError as error:
+    except (Exception, KeyboardInterrupt) as error:
+        status = _end(error, argv, config)
+        if status is None:
+            raise
+        return status
+
+
+def leave(status: int) -> NoReturn:
+    """End the process after `main`. From now on Ctrl-C ends it without a traceback. Where one has, it ends at once: the
+    usual end waits for threads and processes of libraries, such as those of a download."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if status != 128 + signal.SIGINT:
+        sys.exit(status)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
+
+
+def _end(error: BaseException, argv: Sequence[str], config: Any) -> int | None:
+    """The exit status for what has ended `main`, after a line about it; None for a bug."""
+    if was_interrupted(error):
+        with suppress(KeyboardInterrupt):
+            complain("interrupted")
+        return 130
+    if isinstance(error, ConfigError):
         (say if config is None else complain)(_listing(error))  # all processes of a run read the same command line
         return 2
-    except UserError as error:
+    if isinstance(error, UserError):
         complain(f"{_script()}: {error}")
         return 2
-    except UnicodeEncodeError as error:
-        if error.encoding != getattr(sys.stdout, "encoding", None):
-            raise
+    if isinstance(error, UnicodeEncodeError) and error.encoding == getattr(sys.stdout, "encoding", None):
         complain(
             f"{_script()}: standard output takes only {error.encoding}, without {error.object[error.start]!r}; set "
             "PYTHONIOENCODING=utf-8, or have the text written to a file"
         )
         return 2
-    except KeyboardInterrupt:
-        complain("interrupted")
-        return 130
-    except OSError as error:
-        status = _status_of(error, _given_paths(argv, config))
-        if status is None:
-            raise
-        return status
-    except (RuntimeError, MemoryError, ImportError, SystemError) as error:
-        if _was_interrupted(error):
-            complain("interrupted")
-            return 130
+    if isinstance(error, OSError):
+        return _status_of(error, _given_paths(argv, config))
+    if isinstance(error, (RuntimeError, MemoryError, ImportError, SystemError)):
         if ran_out_of_memory(error):
             complain(_out_of_memory(error, config))
             return 1
-        if "home directory" not in str(error):  # how pathlib says that there is no such ~user
-            raise
-        complain(f"{_script()}: {_tilde(argv)}: there is no user of that name; write the path out, or begin with ./~")
-        return 2
+        if "home directory" in str(error):  # how pathlib says that there is no such ~user
+            way_out = "write the path out, or begin with ./~"
+            complain(f"{_script()}: {_tilde(argv)}: there is no user of that name; {way_out}")
+            return 2
+    return None
 
 
 @contextmanager
@@ -102,13 +127,6 @@ def loading() -> Iterator[None]:
         gc.freeze()
         gc.enable()
         atexit.register(gc.freeze)  # also what has come since
-
-
-def _was_interrupted(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is behind an exception, as behind the ImportError of a library that was just being loaded."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None
 
 
 def _status_of(error: OSError, given: list[str]) -> int | None:
@@ -141,7 +159,7 @@ def _reader_went_away() -> bool:
         poll = select.poll()
         poll.register(descriptor, select.POLLOUT)
         if any(events & select.POLLERR for _, events in poll.poll(0)):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+            silence(descriptor)
             closed.append(descriptor)
     return bool(closed)
 

@@ -38,7 +38,10 @@ def say(text: str) -> None:
 def complain(text: str) -> None:
     """Tell the user why this process ends, whichever of a run's it is."""
     rank = os.environ.get("RANK", "0")
-    print(text if rank == "0" else f"rank {rank}: {text}", file=sys.stderr, flush=True)
+    try:
+        print(text if rank == "0" else f"rank {rank}: {text}", file=sys.stderr, flush=True)
+    except BrokenPipeError:  # the exit status still says it
+        silence(2)
 
 
 # How an exhausted memory is reported by torch (CPU, CUDA, MPS), C++, oneDNN, the C library and the dynamic linker.
@@ -47,6 +50,18 @@ OUT_OF_MEMORY = re.compile(
     r"could not create a (memory|primitive)|failed to map segment",
     re.IGNORECASE,
 )
+
+
+def silence(descriptor: int) -> None:
+    """Have what is written there go nowhere, once nobody reads it: Python itself would complain at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+
+
+def was_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an exception, as behind the ImportError of a library that was just being loaded."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def ran_out_of_memory(error: BaseException | None) -> bool:

@@ -29,14 +29,14 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 SCRIPT = """
 import sys
-from gpt.cli import Command, main
+from gpt.cli import Command, leave, main
 from gpt.config import RunConfig, SampleConfig
 
 def run(config):
     {body}
 
 if __name__ == "__main__":
-    sys.exit(main(Command({kind}, "{config}", "A script."), run))
+    leave(main(Command({kind}, "{config}", "A script."), run))
 """
 
 

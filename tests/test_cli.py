@@ -391,12 +391,13 @@ def test_errors_of_a_run(error: BaseException, status: int, words: str, capsys: 
     assert captured.out == ""
 
 
-def test_a_library_interrupted_while_it_is_loaded_is_no_bug(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("cut", [ImportError("initialization failed"), AttributeError("half a module"), UserError("x")])
+def test_a_library_interrupted_while_it_is_loaded_is_no_bug(cut: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     def run(config: Any) -> int:
         try:
             raise KeyboardInterrupt
         except KeyboardInterrupt as interrupt:
-            raise ImportError("initialization failed") from interrupt
+            raise cut from interrupt
 
     assert main(TRAIN, run, []) == 130
     assert capsys.readouterr().err == "interrupted\n"
@@ -476,6 +477,12 @@ def test_a_reader_that_goes_away_is_no_error(empty_folder: Path) -> None:
     body = "for i in range(100000): print(i)"
     done = run_script(empty_folder, body, [], pipe="head -n 1")
     assert (done.returncode, done.stdout, done.stderr) == (141, "0\n", "")
+
+
+def test_after_ctrl_c_no_thread_is_waited_for(empty_folder: Path) -> None:
+    body = "import threading, time; threading.Thread(target=time.sleep, args=(200,)).start(); raise KeyboardInterrupt"
+    done = run_script(empty_folder, body, [])
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
 def test_a_full_disk_is_one_line(empty_folder: Path) -> None:

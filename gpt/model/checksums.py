@@ -41,14 +41,16 @@ def checked_weights(folder: Path) -> Iterator[None]:
     if not has_sums(folder):
         yield
         return
-    with ThreadPoolExecutor(1, "checksums") as pool:
-        looking = pool.submit(damage, folder, is_weights)
-        try:
-            yield
-        except Exception:
-            refuse(folder, looking.result())  # which says more than what went wrong because of it
-            raise
-        refuse(folder, looking.result())
+    pool = ThreadPoolExecutor(1, "checksums")
+    looking = pool.submit(damage, folder, is_weights)
+    try:
+        yield
+    except Exception:
+        refuse(folder, looking.result())  # which says more than what went wrong because of it
+        raise
+    finally:
+        pool.shutdown(wait=False)  # Ctrl-C does not wait for it
+    refuse(folder, looking.result())
 
 
 def refuse(folder: Path, found: str | None) -> None:

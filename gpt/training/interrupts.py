@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
+from gpt.options import silence
 from gpt.signals import NotedSignals
 from gpt.training.parallel.ranks import Ranks
 
@@ -30,14 +31,26 @@ class Interrupts(NotedSignals):
         self.going_round: Callable[[], int] = lambda: 0
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self.received is None:
-            self.since = now
+        now, first = time.monotonic(), self.received in (None, signal.SIGPIPE)
+        if first:
+            self.received, self.since = signal.Signals(number), now  # before all else, which may fail
             if self.ranks.main or self.ranks.world == 1:
-                os.write(2, STOPPING)  # print may not be reentered
+                self.announce()
         elif number == signal.SIGINT and (self.ranks.world == 1 or now - self.since > ECHO):
             signal.default_int_handler(number, frame)
-        super().note(number, frame)
+
+    def announce(self) -> None:
+        try:
+            os.write(2, STOPPING)  # print may not be reentered
+        except BrokenPipeError:  # the terminal sends Ctrl-C also to the `tee` behind `2>&1 |`, which ends before
+            silence(2)
+        except OSError:
+            pass
+
+    def reader_went_away(self) -> None:
+        """Stop as after a signal, where nobody reads standard error any more."""
+        silence(2)
+        self.note(signal.SIGPIPE, None)
 
     def stop(self, step: int) -> bool:
         """Whether to stop after this step. All processes must ask after each."""

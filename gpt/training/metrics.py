@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -110,11 +110,20 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return [values for line in file if (values := parsed(line))]
 
 
+class StandardError(Console):
+    """`reader_went_away` is called where a pipe is closed at its other end: rich itself would end the process."""
+
+    def __init__(self, reader_went_away: Callable[[], None]) -> None:
+        super().__init__(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+        self.on_broken_pipe = reader_went_away  # type: ignore[method-assign]
+
+
 class ProgressLine:
     """The console, on standard error: a live bar on a terminal, plain lines elsewhere."""
 
-    def __init__(self, max_steps: int, step: int) -> None:
-        self.console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+    def __init__(self, max_steps: int, step: int, reader_went_away: Callable[[], None]) -> None:
+        """`reader_went_away` is called where a pipe for the console has nobody left who reads it."""
+        self.console = StandardError(reader_went_away)
         self.live = self.console.is_terminal
         columns = (
             TextColumn("step {task.completed}/{task.total}"),

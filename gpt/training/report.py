@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from gpt.inference.decode import Sample
 from gpt.model.hardware import Hardware, peak_flops
 from gpt.model.process import peak_memory
 from gpt.model.transformer import Decoder
+from gpt.options import was_interrupted
 from gpt.training.checkpoints import TrainerState
 from gpt.training.curves import Curve, draw_curves, read_curves
 from gpt.training.evaluation import Evaluation
@@ -36,10 +38,12 @@ class Reporter:
         model: Decoder,
         hardware: Hardware,
         tokens_per_sequence: float,
+        reader_went_away: Callable[[], None],
         predicted_memory: int | None = None,
         under_way: bool = False,
     ) -> None:
         """`tokens_per_sequence`: the mean length of a training sequence, for speeds and counts of tokens;
+        `reader_went_away` is called where nobody reads the console any more;
         `predicted_memory`: bytes at the peak, to tell next to those measured; `under_way`: whether this session has
         trained before, and nothing refuses it any more. Raises UserError where Weights & Biases cannot begin."""
         self.config, self.run_dir, self.hardware = config, run_dir, hardware
@@ -57,7 +61,7 @@ class Reporter:
         self.val_bits = state.best_bits_per_byte
         self.began, self.before = state.step, state.elapsed_seconds
         self.told = False  # how long it will take, and how much memory it takes
-        self.line = ProgressLine(config.train.max_steps, state.step)
+        self.line = ProgressLine(config.train.max_steps, state.step, reader_went_away)
         self.started = self.mark = time.perf_counter()
         self.mark_step = state.step
         self.drawn, self.undrawn = self.started, False  # when, and whether there has been an evaluation since
@@ -154,13 +158,14 @@ class Reporter:
             self.mark, self.mark_step = time.perf_counter(), step
 
     def close(self) -> None:
-        """End all sinks. Not drawn is what a Ctrl-C ends: it is to end at once, and may have come while matplotlib was
-        being imported, which cannot be imported twice."""
-        interrupted = isinstance(sys.exc_info()[1], KeyboardInterrupt)
+        """End all sinks. Where Ctrl-C is the reason, at once: without a picture, as it may have come while matplotlib
+        was being imported, which cannot be imported twice, and without waiting for Weights & Biases."""
+        at_once = was_interrupted(sys.exc_info()[1])
         with ExitStack() as sinks:  # each is closed, whatever the others raise
-            for sink in (self.wandb, self.samples, self.metrics, self.line):
+            sinks.callback(self.wandb.close, at_once)
+            for sink in (self.samples, self.metrics, self.line):
                 sinks.callback(sink.close)
-            if self.undrawn and not interrupted:
+            if self.undrawn and not at_once:
                 self.draw()
 
 

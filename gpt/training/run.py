@@ -228,15 +228,16 @@ def fit(trainer: Trainer, interrupts: Interrupts, memory: Memory | None, rolled_
     if trainer.ranks.main:
         reporter = Reporter(
             trainer.config, trainer.run_dir, trainer.state, trainer.model, trainer.hardware,
-            trainer.data.tokens_per_sequence, memory.peak if memory else None, rolled_back,
+            trainer.data.tokens_per_sequence, interrupts.reader_went_away, memory.peak if memory else None,
+            rolled_back,
         )  # fmt: skip
-    try:
-        trainer.fit(reporter, interrupts)
-    except Diverged as error:
-        return error
-    finally:
-        trainer.feed.close()
-        reporter.close()
+    with ExitStack() as closing:  # each, whatever comes while the other is closed
+        closing.callback(reporter.close)
+        closing.callback(trainer.feed.close)
+        try:
+            trainer.fit(reporter, interrupts)
+        except Diverged as error:
+            return error
     return None
 
 

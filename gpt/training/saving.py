@@ -111,11 +111,13 @@ class Writer:
         if not self.behind:
             job()
             return
-        self.idle.clear()
+        thread = threading.Thread(target=self.guarded, args=(job,), name="checkpoint writer")
         try:
-            threading.Thread(target=self.guarded, args=(job,), name="checkpoint writer").start()
-        except BaseException:  # for want of memory, say
-            self.idle.set()
+            self.idle.clear()
+            thread.start()
+        except BaseException:  # for want of memory, or interrupted, in which case it may have started all the same
+            if thread.ident is None:
+                self.idle.set()
             raise
 
     def guarded(self, job: Callable[[], None]) -> None:

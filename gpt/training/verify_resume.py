@@ -172,10 +172,13 @@ def trained(config: RunConfig, run_dir: Path, stops: list[int], plan: Plan) -> N
         part = replace(config, run_dir=str(run_dir), resume="auto", train=train, wandb=wandb)
         start, port = multiprocessing.get_context("spawn").Process, free_port()
         processes = [start(target=train_part, args=(part, stop, rank, world, port)) for rank in range(world)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
+        try:
+            for process in processes:
+                process.start()
+        finally:  # also after a Ctrl-C, at which they save before they end
+            for process in processes:
+                if process.pid:
+                    process.join()
         if status := next((process.exitcode for process in processes if process.exitcode), 0):
             raise UserError(f"the run itself ended with status {status} before step {stop}; see above")
         if CheckpointFolder(run_dir).steps()[-1:] != [stop]:  # by train.max_epochs, or early

@@ -52,19 +52,21 @@ class Wandb:
             self.broken = True
             say(f"Weights & Biases has failed at step {step:,} and gets no more of this session: {reason(error)}")
 
-    def close(self) -> None:
-        """Send the rest, within about a minute; else say how to."""
+    def close(self, at_once: bool = False) -> None:
+        """Send the rest, within about a minute; else, or where that is to be `at_once`, say how to."""
         if self.run is None:
             return
         folder = Path(self.run.dir).parent
         try:
-            self.run.finish()
+            if not at_once:
+                self.run.finish()
         except Exception as error:
             self.broken = True
             say(f"Weights & Biases has not received all of the run: {reason(error)}")
-        if self.broken:
+        if self.broken or at_once:
             send = f"wandb sync --include-online {shlex.quote(str(folder))}"
             say(f"Every figure is in {self.run_dir / 'metrics.jsonl'}. To send what wandb has kept: {send}")
+        if self.broken and not at_once:
             with suppress(Exception):  # now: at exit it would show a traceback where its process is gone
                 sys.modules["wandb"].teardown()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from gpt.model import checksums
 from gpt.model.adapters import open_model
 from gpt.model.checksums import SUMS, checked_weights, damage, write_sums
 from gpt.options import UserError
@@ -130,6 +132,17 @@ def test_sha256sum_agrees(make_config: MakeConfig, tmp_path: Path) -> None:
     assert subprocess.run(["sha256sum", "-c", "--status", SUMS], cwd=folder).returncode == 1
     with pytest.raises(UserError, match=r"best is damaged: model\.safetensors does not have the checksum"):
         open_model(folder)
+
+
+def test_ctrl_c_does_not_wait_for_checksums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "trainer").mkdir()
+    (tmp_path / SUMS).touch()
+    end = threading.Event()
+    monkeypatch.setattr(checksums, "damage", lambda *_: end.wait(60))
+    with pytest.raises(KeyboardInterrupt), checked_weights(tmp_path):
+        raise KeyboardInterrupt
+    assert not end.is_set()
+    end.set()
 
 
 def test_checksums_open_nothing_outside_of_their_folder(tmp_path: Path) -> None:

@@ -216,15 +216,23 @@ def test_a_run_that_breaks_still_draws(
     assert drawn == [(6, 4)]
 
 
-def test_an_interrupted_picture_is_not_begun_again(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("within_c", [False, True])
+def test_an_interrupted_picture_is_not_begun_again(
+    within_c: bool, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     attempts = []
 
     def interrupted(curves: list[Curve], path: Path, title: str) -> None:
         attempts.append(path)
-        raise KeyboardInterrupt
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as interrupt:
+            if within_c:
+                raise ImportError("initialization failed") from interrupt
+            raise
 
     monkeypatch.setattr(report, "draw_curves", interrupted)
     monkeypatch.setattr(report, "DRAW_EVERY_SECONDS", 0.0)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises((KeyboardInterrupt, ImportError)):
         train(make_config())
     assert len(attempts) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +175,19 @@ def test_a_weight_that_is_not_finite_is_named(make_config: MakeConfig) -> None:
     with torch.no_grad():
         model.blocks[1].mlp.up.weight[3, 4] = torch.nan  # type: ignore[union-attr, operator]
     assert first_not_finite(model) == "blocks.1.mlp.up.weight"
+
+
+def test_a_thread_that_has_started_is_waited_for_whatever_came_upon_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, done = threading.Thread.start, []
+
+    def interrupted(self: threading.Thread) -> None:
+        start(self)
+        raise KeyboardInterrupt
+
+    writer = Writer(behind=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            writer.run(lambda: done.append(time.sleep(0.2)))
+    assert writer.finish() is None
+    assert done == [None]

@@ -117,6 +117,22 @@ def test_what_fails_later_is_said_once_and_ends_nothing(
     assert [json.loads(line)["step"] for line in lines] == [*range(1, 13), 12]
 
 
+def test_a_second_ctrl_c_waits_for_no_server(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    library = Library(tmp_path)
+    monkeypatch.setitem(sys.modules, "wandb", library)
+    monkeypatch.setattr(library, "run", SimpleNamespace(id="leaf", dir=library.run.dir, log=interrupt))
+    with pytest.raises(KeyboardInterrupt):
+        train(online(make_config))
+    assert library.calls == []
+    assert f"wandb sync --include-online '{tmp_path}/my run'\n" in capfd.readouterr().err
+
+
+def interrupt(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def test_after_a_rollback_it_refuses_nothing(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
