@@ -47,7 +47,7 @@ def findings(scale: float) -> Iterator[Finding]:
     with tempfile.TemporaryDirectory(prefix="newleaf-collisions-") as folder:
         cwd = Path(folder)
         write_book(cwd / "book.txt")
-        straight = tiny(cwd, "undisturbed")
+        straight = tiny(cwd, "undisturbed", train__grad_accum_steps=10)  # there is time to halt it
         assert straight.run().status == 0
         yield second_is_refused(straight)
         yield same_instant(straight, meetings)

@@ -165,7 +165,7 @@ def disturb(job: Job, pace: Pace, chance: random.Random, tally: Tally) -> bool:
     tally.signals[how] += 1
     tally.phases[phase] += 1
     told = f"{how} while {phase}: status {status}"
-    in_python = phase == "starting" and how.startswith("SIGINT") and "KeyboardInterrupt" in running.said
+    in_python = phase == "starting" and how.startswith("SIGINT") and running.traceback
     if status not in STATUSES[how] and not in_python:  # before there is a line of ours: then Python's own status is 1
         tally.wrong.append(f"{told}, said {running.seen}")
     if running.traceback and phase != "starting":

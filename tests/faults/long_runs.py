@@ -87,9 +87,12 @@ def sample(pid: int, step: int, drawn: bool) -> Sample:
 
 
 def growth(samples: list[Sample], steps: int) -> Iterator[Finding]:
-    """From a tenth of the run on, once there has been a picture, to its last step: the summary compresses the text."""
-    later = [sample for sample in samples if steps / 10 <= sample.step < steps and sample.drawn]
-    tenth = max(1, len(later) // 10)
+    """From a tenth of the run on, once there has been a picture, to its last step: the summary compresses the text.
+    Of a run that is too quick for pictures but the last, until that."""
+    later = [sample for sample in samples if steps / 10 <= sample.step < steps]
+    drawn = [sample for sample in later if sample.drawn]
+    later = drawn if 2 * len(drawn) >= len(later) else [sample for sample in later if not sample.drawn]
+    tenth = max(3, len(later) // 10)  # some, as one may be of the moment that a file is open
     first, last = later[:tenth], later[-tenth:]
     name = f"{steps:,} steps of a tiny model, a line of metrics every {LOG_EVERY}, from step {first[0].step:,} on"
 

@@ -49,7 +49,7 @@ def noted(folder: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def until(condition: Any, seconds: float = 30) -> None:
+def until(condition: Any, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it never came"

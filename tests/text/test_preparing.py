@@ -168,14 +168,14 @@ def test_mistakes_in_later_parts_are_placed_in_the_file(
 # --- stopped and gone on with ------------------------------------------------------------------------------------
 
 
-def started(*arguments: str) -> subprocess.Popen[str]:
-    """`data/prepare.py`, in parts of 40 kB and slowly."""
+def started(*arguments: str, pause: float = 0.1) -> subprocess.Popen[str]:
+    """`data/prepare.py`, in parts of 40 kB and slowly: with a pause before each, in seconds."""
     script = (
         "import runpy, sys, time\n"
         "from gpt.text import spans, preparing\n"
         "spans.PART_BYTES = 40_000\n"
         "tokenize = preparing.Preparation.tokenize\n"
-        "preparing.Preparation.tokenize = lambda *a: (time.sleep(0.1), tokenize(*a))[-1]\n"
+        f"preparing.Preparation.tokenize = lambda *a: (time.sleep({pause}), tokenize(*a))[-1]\n"
         f"sys.argv[0] = {str(ROOT / 'data' / 'prepare.py')!r}\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
@@ -324,7 +324,7 @@ def test_processes_share_the_work(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "a.jsonl", 2500)
     usual = finished(started(*arguments(tmp_path, "usual", file)))
     given = arguments(tmp_path, "shared", file)
-    three = [started(*given, f"shard={index}/3") for index in range(3)]
+    three = [started(*given, f"shard={index}/3", pause=1.0 if index == 1 else 0.1) for index in range(3)]
     wait_for(lambda: len(list((tmp_path / "shared").rglob("done-*.json"))) >= 2, three[1])
     three[1].kill()
     three[1].wait()

@@ -105,8 +105,10 @@ def keeper_gone() -> str:
     ranks = join(torch.device("cpu"))
     assert isinstance(ranks, Group)
     if ranks.main:
+        ranks.store.wait(["ready/1", "ready/2"])
         time.sleep(1)
         return ""
+    ranks.store.set(f"ready/{ranks.rank}", "")
     try:
         with ranks.agreeing():
             pass
@@ -235,11 +237,11 @@ def test_out_of_memory_in_one_ends_all_at_once(make_config: MakeConfig, together
 
 def slow_disk(config: RunConfig, behind: bool) -> int:
     """The others' patience in the middle of training is shorter than rank 0 takes to write a checkpoint."""
-    ranks_module.TIMEOUT = timedelta(seconds=4)
+    ranks_module.TIMEOUT = timedelta(seconds=20)
     publish = WholeSaving.publish
 
     def slowly(self: WholeSaving, snapshot: object) -> None:
-        time.sleep(6)
+        time.sleep(24)
         publish(self, snapshot)  # type: ignore[arg-type]
 
     WholeSaving.publish = slowly  # type: ignore[method-assign, assignment]

@@ -121,7 +121,7 @@ def test_torchrun_starts_again_what_a_kill_has_ended(
         _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
     assert re.findall(r"rank \d \(process \d+", errors) == [f"rank 2 (process {killed}"], errors
-    assert re.search(r"continuing at step 1\d of 40", errors)
+    assert re.search(r"continuing at step [1-3]\d of 40", errors)
     assert "Traceback" not in errors.replace("To enable traceback", "")
     assert last_weights(run_dir) == straight(*how)
 

@@ -32,11 +32,16 @@ def ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True)
 
 
+def leave(name: str) -> None:
+    subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
+
+
 @pytest.fixture
 def hosts() -> Iterator[None]:
     first, second = HOSTS
     try:
         for name in HOSTS:
+            leave(name)  # of tests that were killed
             ip("netns", "add", name)
         ip("link", "add", first, "netns", first, "type", "veth", "peer", "name", second, "netns", second)
         for name, address in HOSTS.items():
@@ -47,7 +52,7 @@ def hosts() -> Iterator[None]:
         pytest.skip(f"no network namespaces here: {error.stderr!r}")
     yield
     for name in HOSTS:
-        subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
+        leave(name)
 
 
 def torchrun_on(name: str, options: list[str]) -> subprocess.Popen[str]:
