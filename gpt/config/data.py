@@ -48,8 +48,8 @@ class DataConfig(Options):
 
     name: str = option(
         "stdlib",
-        "stdlib (Python's own source, nothing downloaded), text, jsonl, pairs (of prompt and completion, in JSONL), "
-        "huggingface (Hub or local parquet, CSV, JSON), shakespeare (downloaded once)",
+        "stdlib (Python's own source, nothing downloaded), text, jsonl (or a JSON array), pairs (the same, of prompts "
+        "and completions), huggingface (Hub or local parquet, CSV, JSON), shakespeare (downloaded once)",
         choices=SOURCES,
     )
     files: tuple[str, ...] = option(

@@ -15,7 +15,7 @@ from gpt.text.preparing import NOTES, Preparation, Tokenized
 from gpt.text.splits import SPLITS
 from gpt.text.streams import join_pairs, stream_digest, total_counts
 
-FORMAT = 3
+FORMAT = 4
 SUMS = "SHA256SUMS"
 
 

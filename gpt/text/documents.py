@@ -24,8 +24,8 @@ from gpt.options import UserError
 from gpt.text.downloads import SHAKESPEARE_NAME, fetch_shakespeare, hub_parts, hub_records, local_records
 from gpt.text.durable import Unpublished
 from gpt.text.files import find_files, list_folder
-from gpt.text.records import Place, read_jsonl
-from gpt.text.spans import Cut, Span, at_blank_lines, between_lines, decode, in_parts, in_text, reading
+from gpt.text.records import Record, between_records, read_json
+from gpt.text.spans import Cut, Span, at_blank_lines, decode, in_parts, in_text, reading
 from gpt.text.templates import Template
 
 PIECE_CHARACTERS = 1 << 20  # a longer document streams in pieces of at most so many characters
@@ -123,7 +123,7 @@ def open_source(
         read: Reader = partial(read_texts, documents=data.documents)
     else:
         template = _template(data)
-        cut, records = (between_lines, read_jsonl) if data.name == "jsonl" else (None, local_records)
+        cut, records = (between_records, read_json) if data.name == "jsonl" else (None, local_records)
         read = lambda spans: _render(records(spans), template)  # noqa: E731
     return Source(_count(files), files, partial(_parts, files, read, cut))
 
@@ -161,8 +161,8 @@ def _template(data: DataConfig) -> Template:
 def _open_pairs(data: DataConfig, files: tuple[Path, ...]) -> Source:
     prompt = Template.parse(data.prompt, "data.prompt", needs_field=False)
     completion = Template.parse(data.completion, "data.completion")
-    read = lambda spans: _render_pairs(read_jsonl(spans), prompt, completion)  # noqa: E731
-    parts = partial(_parts, files, read, between_lines)
+    read = lambda spans: _render_pairs(read_json(spans), prompt, completion)  # noqa: E731
+    parts = partial(_parts, files, read, between_records)
     return Source(_count(files), files, parts, pairs=True, by_prompt=prompt.has_field)
 
 
@@ -250,14 +250,12 @@ def _paragraphs(lines: Iterator[str]) -> Iterator[Piece]:
 # --- documents from records --------------------------------------------------------------------------------------
 
 
-def _render(records: Iterator[tuple[Place | str, dict[str, Any]]], template: Template) -> Iterator[Piece]:
+def _render(records: Iterator[Record], template: Template) -> Iterator[Piece]:
     for place, record in records:
         yield from pieces_of([_rendered(template, record, place)])
 
 
-def _render_pairs(
-    records: Iterator[tuple[Place, dict[str, Any]]], prompt: Template, completion: Template
-) -> Iterator[Piece]:
+def _render_pairs(records: Iterator[Record], prompt: Template, completion: Template) -> Iterator[Piece]:
     for place, record in records:
         before, after = (_rendered(template, record, place) for template in (prompt, completion))
         if not after:

@@ -21,6 +21,9 @@ PART_BYTES = 2**26
 # that do not fill a part may make up to twice as many.
 MOST_PARTS = 128
 READ_BYTES = 1 << 20
+UNPACKED_BY = {  # how compressed files begin, none of which is text
+    b"\x1f\x8b": "gunzip", b"\x28\xb5\x2f\xfd": "unzstd", b"\xfd7zXZ\0": "unxz", b"PK\3\4": "unzip",
+}  # fmt: skip
 
 Cut = Callable[[BinaryIO, int], int | None]  # a file and a place → where at or after it a part may begin, if anywhere
 
@@ -127,6 +130,7 @@ def decode(span: Span) -> Iterator[str]:
         with reading(span.file), span.file.open("rb") as stream:
             blocks = _blocks(stream, span)
             data = next(blocks, b"")
+            check_unpacked(span.file, data)
             name, mark = ("utf-8", 0) if span.start else _encoding(data)
             rest, offset = data[mark:], span.start + mark  # bytes not decoded yet, and where in the file they start
             while data:
@@ -145,6 +149,13 @@ def decode(span: Span) -> Iterator[str]:
             f"{span.file}: not valid {name.upper()} at byte {offset + error.start} ({error.reason}); convert the file "
             "to UTF-8 (iconv -f ENCODING -t UTF-8), or leave it out"
         ) from None
+
+
+def check_unpacked(file: Path, head: bytes) -> None:
+    """Raises UserError where a file that begins so is compressed."""
+    for magic, program in UNPACKED_BY.items():
+        if head.startswith(magic):
+            raise UserError(f"{file}: compressed; unpack it first ({program}), and give what comes out")
 
 
 def _blocks(stream: BinaryIO, span: Span) -> Iterator[bytes]:

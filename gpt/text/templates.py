@@ -54,7 +54,8 @@ class Template:
         return any(is_field for _, is_field in self.parts)
 
     def render(self, record: dict[str, Any], place: object) -> str:
-        """The text of `record`. Strings stand as they are, null is empty, other values are JSON.
+        """The text of `record`. Strings stand as they are, null is empty, a list of strings has a line for
+        each, other values are JSON.
 
         Raises UserError, naming `place` (such as file:line) and the fields there are, where one is missing.
         """
@@ -70,4 +71,6 @@ class Template:
 def _text(value: Any) -> str:
     if isinstance(value, str):
         return value
+    if isinstance(value, list) and all(isinstance(line, str) for line in value):
+        return "\n".join(value)  # as the verses of a poem often are
     return "" if value is None else json.dumps(value, ensure_ascii=False, default=str)

@@ -181,11 +181,14 @@ def jsonl(tmp_path: Path, content: str | bytes, template: str = "{text}") -> lis
 
 def test_jsonl_records_through_a_template(tmp_path: Path) -> None:
     rows = [
-        {"title": "静夜思", "n": 3, "tags": ["诗"], "none": None},
-        {"title": "b\n", "n": 1.5, "tags": {}, "none": ""},
+        {"title": "静夜思", "n": 3, "tags": ["诗", 1], "none": None, "lines": ["床前", "举头"], "no_lines": []},
+        {"title": "b\n", "n": 1.5, "tags": {}, "none": "", "lines": {}, "no_lines": 0},
     ]
     content = "\ufeff" + "\n \n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n"
-    assert jsonl(tmp_path, content, "{{{title}}} {n} {tags}{none}") == ['{静夜思} 3 ["诗"]', "{b\n} 1.5 {}"]
+    assert jsonl(tmp_path, content, "{{{title}}} {n} {tags}{none} {lines}{no_lines}") == [
+        '{静夜思} 3 ["诗", 1] 床前\n举头',
+        "{b\n} 1.5 {} {}0",
+    ]
     assert jsonl(tmp_path, '{"text": ""}\n{"text": "x"}') == ["x"]  # an empty one is no document
 
 

@@ -372,7 +372,7 @@ def test_a_failure_ends_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             prepare(data(tmp_path, "made", bad), BYTE, said.append, shard=Shard(index, 2))
         messages.append(str(caught.value))
     assert any(f"(start shard={guilty}/2 again, which has failed: " in line for line in said)  # it was older
-    assert messages[0].endswith(':251: list, not an object; each line must be like {"text": "…"}')
+    assert messages[0].endswith(':251: list, not an object; each must be like {"text": "…"}')
     assert messages[1] == f"shard={guilty}/2 has failed: {messages[0]}"
 
 
