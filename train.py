@@ -44,7 +44,7 @@ def keep_global_batch(values: dict[str, Any], given: Arguments) -> None:
     if train["global_batch_size"] is None and all(isinstance(number, int) for number in numbers):
         train["global_batch_size"] = numbers[0] * numbers[1] * processes()
     elif option in given.ordinary:
-        given.refuse(option, "follows from train.batch_size=auto; leave it away", given.ordinary[option])
+        given.refuse(option, "follows from train.batch_size=auto; leave it out", given.ordinary[option])
 
 
 COMMAND = Command(

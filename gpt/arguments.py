@@ -177,8 +177,10 @@ def _refuse_name(given: Arguments, argument: str, known: list[str]) -> None:
     elif inside:
         given.refuse(name, f"is a group of options; set one of them, as {inside[0]}=value", value, inside)
     elif not equals:
-        hint = f"did you mean {written}?" if meant else "put quotes around a value that contains blanks"
-        given.refuse(argument, f"options are written name=value; {hint}", None, meant)
+        if not meant and "checkpoint" in known and os.path.exists(argument):
+            meant, written = ["checkpoint"], f"checkpoint={argument}"
+        hint = f"; did you mean {written}?" if meant else ", and values that contain blanks in quotes"
+        given.refuse(argument, f"options are written name=value{hint}", None, meant)
     else:
         given.refuse(name, unknown_option(name, known), text, meant)
 

@@ -21,6 +21,8 @@ from typing import Any, TypeVar
 
 import yaml
 
+from gpt.elsewhere import translated
+
 LARGEST = 2**63  # what a whole number must stay below, as torch and numpy count in 64 bits
 
 
@@ -187,8 +189,8 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
     last = name.rpartition(".")[2]
     known = list(known)
     same = [other for other in known if other.rpartition(".")[2] == last]
-    if same:
-        return same[:3]
+    if found := same or translated(name, known):
+        return found[:3]
 
     def likeness(other: str) -> float:
         end = other.rpartition(".")[2]

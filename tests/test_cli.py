@@ -200,7 +200,7 @@ def test_an_empty_list_of_files() -> None:
         ("=1", "=1: there is no such option"),
         ("hydra.run.dir=x", "hydra.run.dir=x: there is no such option"),
         ("seed", "seed: options are written name=value; did you mean seed=value?"),
-        ("upon", "upon: options are written name=value; put quotes around a value that contains blanks"),
+        ("upon", "upon: options are written name=value, and values that contain blanks in quotes"),
         ("--max_steps=5", "--max_steps=5: there is no such flag; options are written name=value, as train.max_steps=5"),
         ("--max-steps", "--max-steps: there is no such flag; options are written name=value, as train.max_steps=value"),
         ("-x", "-x: there is no such flag; options are written name=value, as x=value"),
@@ -283,7 +283,7 @@ def test_quantize_and_what_does_not_go_with_it(capsys: pytest.CaptureFixture[str
     assert main(SAMPLE, lambda config: 0, ["checkpoint=x", "quantize=int9"]) == 2
     assert "quantize=int9: is not one of none, int8, int4" in capsys.readouterr().err
     (mistake,) = mistakes("checkpoint=x", "quantize=int8", "precision=bf16", command=SAMPLE)
-    assert mistake.startswith("quantize=int8: computes all else in fp32; leave precision=bf16 away")
+    assert mistake.startswith("quantize=int8: computes all else in fp32; leave out precision=bf16")
 
 
 def test_a_mistake_does_not_cause_another() -> None:

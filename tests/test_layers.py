@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("options", "signals", "config", "text", "model", "inference", "training")
+ROOMS = ("elsewhere", "options", "signals", "config", "text", "model", "inference", "training")
 DOOR = ("arguments", "help", "composition", "sweeps", "cli")  # the command line, in the order of its own arrows
 HYDRA = ("hydra", "omegaconf")
 

@@ -39,4 +39,4 @@ def device_mistakes(device: str) -> list[Mistake]:
 def quantize_mistakes(quantize: str, precision: str) -> list[Mistake]:
     if quantize == "none" or precision in ("auto", "fp32"):
         return []
-    return [Mistake("quantize", f"computes all else in fp32; leave precision={precision} away, or quantize")]
+    return [Mistake("quantize", f"computes all else in fp32; leave out precision={precision}, or quantize")]

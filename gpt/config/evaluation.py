@@ -89,5 +89,5 @@ class EvaluateConfig(Options):
             changed = [name for name in FOR_PAIRS if getattr(self, name) != defaults[name]]
             found += [Mistake(name, f"is only for data=pairs, not {self.data.name}") for name in changed]
         elif self.stride is not None:
-            found.append(Mistake("stride", "does not go with data=pairs: each pair is one window; leave it away"))
+            found.append(Mistake("stride", "does not go with data=pairs: each pair is one window; leave it out"))
         return found + decoding_mistakes(self.num_beams, self.batch_size, self.stop)

@@ -94,22 +94,20 @@ class SampleConfig(Options):
             return []
         found = []
         if self.quantize != "none":
-            found.append(
-                Mistake("draft", f"guesses for weights in full; leave quantize={self.quantize} away, or draft")
-            )
+            found.append(Mistake("draft", f"guesses for weights in full; leave out quantize={self.quantize}, or draft"))
         if self.precision not in ("auto", "fp32"):
-            found.append(Mistake("draft", f"guesses for fp32; leave precision={self.precision} away, or draft"))
+            found.append(Mistake("draft", f"guesses for fp32; leave out precision={self.precision}, or draft"))
         if self.num_beams > 1:
-            found.append(Mistake("draft", "beam search weighs many texts at once; leave it away, or num_beams"))
+            found.append(Mistake("draft", "beam search weighs many texts at once; leave it out, or num_beams"))
         return found
 
     def beam_mistakes(self) -> list[Mistake]:
         if self.num_beams == 1:
             if self.length_penalty != 1:
-                return [Mistake("length_penalty", "compares beams; ask for some, as num_beams=4, or leave it away")]
+                return [Mistake("length_penalty", "compares beams; ask for some, as num_beams=4, or leave it out")]
             return []
         found = [
-            Mistake(name, "beam search is deterministic and does not sample; leave it away, or num_beams")
+            Mistake(name, "beam search is deterministic and does not sample; leave it out, or num_beams")
             for name in ("temperature", "top_k", "top_p", "min_p")
             if getattr(self, name) is not None
         ]
@@ -125,5 +123,5 @@ def decoding_mistakes(num_beams: int, batch_size: int | None, stop: tuple[str, .
         message = f"a prompt's beams are decoded at once, and batch_size={batch_size} is less; raise it"
         found.append(Mistake("num_beams", message))
     if any(not text for text in stop):
-        found.append(Mistake("stop", "an empty text would stop at once; leave the option away"))
+        found.append(Mistake("stop", "an empty text would stop at once; leave out the option"))
     return found

@@ -61,7 +61,7 @@ class LauncherConfig(Options):
             return [Mistake(n, "does nothing without launcher=submitit_local or submitit_slurm") for n in changed]
         found = []
         if self.name == "submitit_local":
-            found = [Mistake(n, "is for launcher=submitit_slurm; leave it away") for n in changed if n in SLURM_ONLY]
+            found = [Mistake(n, "is for launcher=submitit_slurm; leave it out") for n in changed if n in SLURM_ONLY]
         if self.signal_delay_s >= 60 * self.timeout_min:
             found.append(Mistake("signal_delay_s", f"is not before the end of launcher.timeout_min={self.timeout_min}"))
         found += [Mistake("sbatch", f"{text!r} is not name=value") for text in self.sbatch if "=" not in text]

@@ -184,7 +184,7 @@ class LoRAConfig(Options):
         if not self.rank:
             for name in ("alpha", "targets"):
                 if getattr(self, name) != getattr(type(self), name):
-                    found.append(Mistake(name, "does nothing without adapters; set lora.rank=8, or leave it away"))
+                    found.append(Mistake(name, "does nothing without adapters; set lora.rank=8, or leave it out"))
         return found
 
 
@@ -240,7 +240,7 @@ class RunConfig(Options):
         if not self.plan:
             usual = to_dict(ClusterConfig())
             changed = [name for name, value in to_dict(self.cluster).items() if value != usual[name]]
-            message = "is for a plan; add plan=true, or leave it away"
+            message = "is for a plan; add plan=true, or leave it out"
             found += [Mistake(f"cluster.{name}", message) for name in changed]
         for name in ("batch_size", "eval_batch_size"):
             size = getattr(self.train, name)

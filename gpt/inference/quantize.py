@@ -153,7 +153,7 @@ def check_quantize(model: Decoder, hardware: Hardware, quantize: str, option: st
     """Raise UserError for what the kernels cannot do; `option` asked for it."""
     if quantize == "none":
         return
-    way_out = f"leave {option} away" + ("; precision=bf16 halves the weights" if option == "quantize" else "")
+    way_out = f"leave out {option}" + ("; precision=bf16 halves the weights" if option == "quantize" else "")
     if hardware.device.type != "cpu":
         raise UserError(f"{option}={quantize} is for processors, not {hardware.device}; add device=cpu, or {way_out}")
     if "fbgemm" not in torch.backends.quantized.supported_engines:

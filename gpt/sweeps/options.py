@@ -49,7 +49,7 @@ def refuse_without_multirun(command: Command, argv: Sequence[str]) -> None:
     """Raises `ConfigError` where a command line without `--multirun` has options of a sweep."""
     ours, _ = split(command, argv)
     if ours:
-        message = "is for a sweep; add --multirun, or leave it away"
+        message = "is for a sweep; add --multirun, or leave it out"
         pairs = [argument.partition("=") for argument in ours]
         raise ConfigError([Mistake(name, message, text if equals else None) for name, equals, text in pairs])
 

@@ -2,7 +2,7 @@
 
 A `Source` lists its files and yields `Piece`s: a short document is one piece, a long one is several, cut at line ends
 where there are any. Text is never altered and never repaired: bytes that are no valid UTF-8 (or UTF-16 with its mark)
-are an error that names the file and the byte, and only a byte order mark is left away. A prompt/completion pair is one
+are an error that names the file and the byte, and only a byte order mark is left out. A prompt/completion pair is one
 piece, however long.
 """
 

@@ -112,7 +112,7 @@ def prepare(
     if whole and tokenizer.name in ("bpe", "char"):
         raise ValueError(f"tokenizer={tokenizer.name} is made from training text, and whole=True leaves none")
     if whole and data.val_files:
-        raise UserError(f"data.val_files={written(data.val_files)}: all of data.files is held out here; leave it away")
+        raise UserError(f"data.val_files={written(data.val_files)}: all of data.files is held out here; leave it out")
     root = Path(data.prepared_dir).expanduser().resolve() if data.prepared_dir else PREPARED
     source = open_source(data, root / "downloads", report=report)
     val_source = open_source(data, root / "downloads", held_out=True) if data.val_files else None

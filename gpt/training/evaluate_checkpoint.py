@@ -178,7 +178,7 @@ def shorten(model: Decoder, context_length: int) -> None:
     if context_length > own:
         raise UserError(
             f"context_length={context_length}: the model was made for {own} tokens at once; give at most that, or "
-            "leave the option away"
+            "leave out the option"
         )
     adapt(model, replace(model.config, context_length=context_length))
 

@@ -42,7 +42,7 @@ def check_tokenizer_kind(kind: str, folder: Path, init_from: str) -> None:
     except UserError:
         return  # a model without a tokenizer: the user's word counts
     if kind != "huggingface" and (kind != own.name or kind in ("bpe", "char")):  # which are made from the new text
-        message = f"the weights of init_from={init_from} come with a tokenizer of their own; leave the option away"
+        message = f"the weights of init_from={init_from} come with a tokenizer of their own; leave out the option"
         raise ConfigError([Mistake("tokenizer", message, kind)])
 
 
@@ -108,7 +108,7 @@ def contradictions(theirs: ModelConfig, wanted: dict[str, Any], init_from: str) 
 
 def mismatch(name: str, value: Any, theirs: ModelConfig, init_from: str) -> Mistake:
     own = resolved(theirs).get(name, getattr(theirs, name))
-    message = f"the weights of init_from={init_from} have {own}; leave the option away"
+    message = f"the weights of init_from={init_from} have {own}; leave out the option"
     return Mistake(f"model.{name}", message, str(value))
 
 
@@ -143,7 +143,7 @@ def check_initial(config: RunConfig, tokenizer: Tokenizer) -> None:
         raise UserError(
             f"lora.rank={config.lora.rank} is more than the rank of the matrices, {theirs.n_embd}; a usual value is 8"
         )
-    remedy = "leave the tokenizer options away, and its own tokenizer is used"
+    remedy = "leave out the tokenizer options, and its own tokenizer is used"
     if config.tokenizer.path and Path(config.tokenizer.path).expanduser() == find_tokenizer(folder):
         remedy = "the folder's own tokenizer is not that of its weights; give one that is, with tokenizer.path=…"
     if tokenizer.vocab_size > vocab_size:

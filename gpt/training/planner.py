@@ -227,7 +227,7 @@ def plan(config: RunConfig) -> int:
     if config.train.batch_size == "auto":
         raise ConfigError([Mistake("train.batch_size", "a plan needs a number, as train.batch_size=8", "auto")])
     if config.init_from:
-        raise UserError("plan=true: is for training from random weights; leave init_from away, and what adapts it")
+        raise UserError("plan=true: is for training from random weights; leave out init_from, and what adapts it")
     if processes() > 1:
         raise UserError("plan=true: is for one process; say how many there are to be with cluster.gpus")
     planner = Planner(config)

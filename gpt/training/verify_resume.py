@@ -106,7 +106,7 @@ def read_ranks(ranks: str, plan: Plan, config: RunConfig) -> tuple[int, int]:
     if not all(counts):
         raise UserError(f"--ranks {ranks}: write how many processes begin and how many continue, as 4,2")
     if counts != [1, 1] and plan.split:
-        raise UserError(f"--ranks {ranks}: divides an update already; leave --split away")
+        raise UserError(f"--ranks {ranks}: divides an update already; leave out --split")
     for count in counts:
         if config.train.global_batch % count:
             raise UserError(f"--ranks {ranks}: {count} cannot share {config.train.global_batch} sequences equally")

@@ -137,7 +137,7 @@ TOKENIZERS = [
         "tokenizer=huggingface",
         "tokenizer.path=char/checkpoints/best",
         *SHAPE,
-        says=["its tokens are not those", "leave the tokenizer options away"],
+        says=["its tokens are not those", "leave out the tokenizer options"],
     ),
 ]
 

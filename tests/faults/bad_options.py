@@ -27,7 +27,7 @@ NAMES = [
     ),
     bad("nothing before =", "train", "=5", says=["=5", "no such option"]),
     bad("an empty argument", "train", "", says=["options are written name=value"]),
-    bad("words that lost their quotes", "sample", "prompt=Once", "upon", says=["upon", "put quotes around"]),
+    bad("words that lost their quotes", "sample", "prompt=Once", "upon", says=["upon", "blanks in quotes"]),
     bad("bytes in a name", "train", "s\udcffed=1", says=["no such option", "did you mean seed"]),
     bad("two values", "train", "seed=1", "seed=2", says=["seed=2", "also given as seed=1"]),
     bad("an unknown preset", "train", "model=mimi", says=["model=mimi", "did you mean model=mini"]),

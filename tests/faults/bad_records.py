@@ -195,7 +195,7 @@ PAIR_CASES = [
         spoil=write("x.jsonl", lines('{"q": "x"}')),
     ),
     bad("beams over plain text", "evaluate", "num_beams=2", says=["num_beams=2", "only for data=pairs"]),
-    bad("overlapping pairs", "evaluate", *PAIRS[:4], "stride=4", says=["stride=4", "leave it away"]),
+    bad("overlapping pairs", "evaluate", *PAIRS[:4], "stride=4", says=["stride=4", "leave it out"]),
     bad(
         "pairs without completions",
         "evaluate",

@@ -197,8 +197,8 @@ def test_a_draft_changes_nothing_but_is_named(run: Run, folder: Path, capsys: py
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"quantize": "int8"}, "draft=int4: guesses for weights in full; leave quantize=int8 away"),
-        ({"precision": "bf16"}, "draft=int4: guesses for fp32; leave precision=bf16 away"),
+        ({"quantize": "int8"}, "draft=int4: guesses for weights in full; leave out quantize=int8"),
+        ({"precision": "bf16"}, "draft=int4: guesses for fp32; leave out precision=bf16"),
         ({"num_beams": 3}, "draft=int4: beam search weighs many texts at once"),
     ],
     ids=str,

@@ -214,7 +214,7 @@ def test_guesses_that_do_not_pay_are_few_and_tried_again(n_rows: int, right: flo
 
 
 def test_what_has_no_kernel_is_refused_by_the_name_of_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="draft=int8 is for processors, not cuda; add device=cpu, or leave draft away"):
+    with pytest.raises(UserError, match="draft=int8 is for processors, not cuda; add device=cpu, or leave out draft"):
         rounded_copy(make_decoder(), Hardware(torch.device("cuda"), "fp32"), "int8")
     monkeypatch.setattr(type(torch.backends.quantized), "supported_engines", ["qnnpack"])
     with pytest.raises(UserError, match="draft=int4 needs an x86 processor"):

@@ -70,7 +70,7 @@ def test_an_update_is_what_it_is_without_auto(arguments: list[str], whole: int) 
         (["train.global_batch_size=12"], "12: is not batch_size=8 times grad_accum_steps=1; use batch_size=auto"),
         (
             ["train.batch_size=auto", "train.global_batch_size=12", "train.grad_accum_steps=3"],
-            "train.grad_accum_steps=3: follows from train.batch_size=auto; leave it away",
+            "train.grad_accum_steps=3: follows from train.batch_size=auto; leave it out",
         ),
     ],
 )

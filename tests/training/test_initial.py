@@ -115,7 +115,7 @@ def test_a_foreign_tokenizer_is_refused_with_the_remedy(tmp_path: Path) -> None:
         other = build_tokenizer(TokenizerConfig(name="char"), characters=characters)
         with pytest.raises(UserError, match=reason) as error:
             check_initial(config, other)
-        assert "leave the tokenizer options away" in str(error.value)
+        assert "leave out the tokenizer options" in str(error.value)
 
 
 def test_adapters_cannot_extend_the_context(tmp_path: Path) -> None:
@@ -195,5 +195,5 @@ def test_adapters_that_cannot_be(tmp_path: Path, lora: dict[str, Any], message: 
 @pytest.mark.parametrize("kind", ["byte", "char", "bpe", "gpt2"])
 def test_a_tokenizer_of_another_kind_is_refused_before_any_text_is_read(tmp_path: Path, kind: str) -> None:
     folder = make_folder(tmp_path / "poet")
-    with pytest.raises(ConfigError, match=f"tokenizer={kind}: the weights of init_from=.*leave the option away"):
+    with pytest.raises(ConfigError, match=f"tokenizer={kind}: the weights of init_from=.*leave out the option"):
         adopted(folder, {"tokenizer.name": kind})

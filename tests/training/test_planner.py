@@ -230,7 +230,7 @@ def test_what_is_refused(options: list[str], says: str, capsys: pytest.CaptureFi
 
 def test_a_plan_is_of_one_process_that_begins_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
     config = configured()
-    with pytest.raises(UserError, match="leave init_from away"):
+    with pytest.raises(UserError, match="leave out init_from"):
         planning.plan(replace(config, init_from="gpt2"))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"say how many there are to be with cluster\.gpus"):

@@ -50,7 +50,7 @@ def test_other_processes_continue(
 
 @pytest.mark.parametrize(
     ("ranks", "split", "words"),
-    [("0", "", "how many processes"), ("3", "", "3 cannot share 4 sequences"), ("2", "1x4", "leave --split away")],
+    [("0", "", "how many processes"), ("3", "", "3 cannot share 4 sequences"), ("2", "1x4", "leave out --split")],
 )
 def test_processes_that_cannot_be_are_refused(ranks: str, split: str, words: str, make_config: MakeConfig) -> None:
     config = make_config()

@@ -126,7 +126,7 @@ class Group(Ranks):
         except (KeyError, ValueError) as error:
             raise UserError(
                 f"WORLD_SIZE={os.environ['WORLD_SIZE']}: the environment does not say how the processes find each "
-                f"other ({error}); start them with torchrun, or leave WORLD_SIZE away"
+                f"other ({error}); start them with torchrun, or leave out WORLD_SIZE"
             ) from None
         self.store = dist.PrefixStore(meet(store, self.rank, self.world, TIMEOUT), store)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
