@@ -1,6 +1,7 @@
 #!/bin/bash
 # A run on several nodes of a SLURM cluster, one process for each GPU, which continues until it is complete:
-#   sbatch docs/cluster/slurm.sh model=gpt2 data.files='[/shared/book.txt]' run_dir=/shared/runs/book
+#   sbatch docs/cluster/slurm.sh model=gpt2 data=text data.files='[/shared/book.txt]' \
+#     data.prepared_dir=/shared/prepared run_dir=/shared/runs/book
 # All nodes must see the repository, the text, data.prepared_dir and run_dir under the same names. Partition, account
 # and module loads are the cluster's own: give them to sbatch, or add them here.
 #SBATCH --job-name=newleaf
