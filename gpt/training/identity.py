@@ -32,7 +32,8 @@ def identity(config: RunConfig, corpus: Corpus) -> dict[str, Any]:
     }
 
 
-def refuse_differences(saved: dict[str, Any], wanted: dict[str, Any], run_dir: Path) -> None:
+def refuse_differences(saved: dict[str, Any], wanted: dict[str, Any], run_dir: Path, command: str = "") -> None:
+    """Raises UserError where two identities are not those of the same run. `command`: what continues the saved one."""
     if found := changes(with_resolved_model(saved), with_resolved_model(wanted)):
         if len(found) == 1 and saved.get("corpus") != wanted.get("corpus"):
             raise UserError(
@@ -40,7 +41,8 @@ def refuse_differences(saved: dict[str, Any], wanted: dict[str, Any], run_dir: P
                 f"choose another run_dir, or restore them:\n  {found[0]}"
             )
         listed = "".join(f"\n  {change}" for change in found)
-        raise UserError(f"run_dir={run_dir} holds another run; choose another run_dir, or give its options:{listed}")
+        way_out = f"choose another run_dir, or continue it with\n  {command}" if command else "choose another run_dir"
+        raise UserError(f"run_dir={run_dir} holds another run:{listed}\n{way_out}")
 
 
 def with_resolved_model(identity: dict[str, Any]) -> dict[str, Any]:

@@ -5,22 +5,15 @@ Format: https://huggingface.co/docs/hub/model-cards (YAML front matter, then Mar
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
 
-from gpt.config import ExportConfig, ModelConfig, RunConfig
+from gpt.config import ExportConfig
 from gpt.model.transformer import Decoder
-from gpt.options import to_dict, written
 from gpt.text.tokenizers import Tokenizer
 from gpt.training.checkpoints import TrainerState
-
-# Options that say where and how a run was computed, not what came out.
-LOCAL = ("run_dir", "resume", "data.prepared_dir", "data.workers", "train.device", "wandb.mode", "wandb.project")
-SPELLED_OUT = ("optimizer",)  # groups whose files set more than a name: what equals our default may not be theirs
-ESCAPED = ("data.template", "data.prompt", "data.completion", "train.sample_prompt")
+from gpt.training.command import train_command
 
 
 def model_card(
@@ -73,34 +66,3 @@ def describe_data(state: TrainerState) -> str:
     length, _, fingerprint = str(state.identity.get("corpus", "unknown")).rpartition(" ")
     source = state.config.get("data", {}).get("name", "unknown source")
     return f"{source}, {length} to train on, fingerprint {fingerprint}"
-
-
-def train_command(config: Mapping[str, Any]) -> str:
-    """The options of a resolved configuration that differ from the defaults, as a command."""
-    arguments = list(changed_options(config, to_dict(RunConfig())))
-    if config.get("init_from"):
-        # The model gives the shape and its tokenizer; every changed option of the experiment is spelled out.
-        own = [f"model.{name}" for name in to_dict(ModelConfig()) if name not in ("context_length", "dropout")]
-        if config.get("tokenizer", {}).get("name") == "huggingface":
-            own += ["tokenizer", "tokenizer.path"]
-        arguments = [(name, text) for name, text in arguments if name not in own]
-        arguments.append(("experiment", "null"))
-    words = [shlex.quote(f"{name}={text}") for name, text in arguments if name not in LOCAL]
-    return " ".join(["python train.py", *words])
-
-
-def changed_options(
-    values: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str = ""
-) -> Iterator[tuple[str, str]]:
-    """Dotted names and written values of what differs; `data=text` stands for data.name."""
-    for name, value in values.items():
-        default = defaults.get(name)
-        if isinstance(value, Mapping) and isinstance(default, Mapping):
-            yield from changed_options(value, default, f"{name}.")
-        elif prefix + name in ("data.files", "data.val_files"):
-            yield from ((prefix + name, file) for file in value)  # repeated, as one name may hold a comma
-        elif value != default or (prefix[:-1] in SPELLED_OUT and values.get("name") != defaults["name"]):
-            text = written(value)
-            if prefix + name in ESCAPED:
-                text = text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t")
-            yield (prefix[:-1] if name == "name" else prefix + name), text

@@ -27,6 +27,7 @@ from gpt.text.batches import training_data
 from gpt.text.shards import Corpus
 from gpt.training.base import hub_model, keep_base
 from gpt.training.checkpoints import CheckpointFolder, TrainerState, read_state
+from gpt.training.command import continuing_command
 from gpt.training.evaluation import Evaluation, evaluate
 from gpt.training.feed import Feed
 from gpt.training.finite import Diverged, FiniteWatch, StepStart
@@ -67,7 +68,9 @@ class Trainer:
         self.state = TrainerState(identity=identity(config, corpus), config=to_dict(config))
         with self.ranks.agreeing():
             if latest := self.checkpoints.latest():
-                refuse_differences(read_state(latest).identity, self.state.identity, run_dir)
+                saved = read_state(latest)
+                command = continuing_command(saved.config, run_dir)
+                refuse_differences(saved.identity, self.state.identity, run_dir, command)
             self.base_name = self.ranks.from_main(lambda: keep_base(config)) if config.lora.rank else ""
             self.model = build_model(config, corpus.tokenizer)
         self.model.recompute = config.train.activation_checkpointing

@@ -19,8 +19,8 @@ from gpt.config import ExportConfig, RunConfig, SampleConfig
 from gpt.config.sampling import DEFAULT_TEMPERATURE
 from gpt.model.huggingface import load_model
 from gpt.options import ConfigError, UserError, defaults, to_dict
+from gpt.training.command import train_command
 from gpt.training.export_checkpoint import export
-from gpt.training.model_card import train_command
 from gpt.training.run import train
 
 from .conftest import MakeConfig

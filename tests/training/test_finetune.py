@@ -23,10 +23,11 @@ from gpt.options import UserError, defaults, from_dict, to_dict
 from gpt.text.shards import prepare
 from gpt.text.tokenizers import Tokenizer
 from gpt.text.vocabularies import build_tokenizer
+from gpt.training.checkpoints import CheckpointFolder
+from gpt.training.command import train_command
 from gpt.training.evaluation import evaluate
 from gpt.training.export_checkpoint import export
 from gpt.training.initial import adopt_model
-from gpt.training.model_card import train_command
 from gpt.training.run import train
 from gpt.training.trainer import Trainer
 from train import COMMAND
@@ -188,10 +189,14 @@ def test_a_refused_start_leaves_another_run_as_it_was(
     train(config)
     other = make_config("other", train=steps)
     train(other)
-    with pytest.raises(UserError, match="holds another run"):
+    with pytest.raises(UserError, match="holds another run") as refused:
         train(finetune_config(Path(other.run_dir), run_dir, corpus_files, lora={"rank": 2}, train=steps))
     assert not (run_dir / "base").exists()
-    assert train(replace(config, train=replace(config.train, max_steps=3))) == 0
+    *_, words = str(refused.value).splitlines()
+    continued = load_config(COMMAND, shlex.split(words.replace("train.max_steps=2", "train.max_steps=3"))[2:])
+    assert continued.train.max_steps == 3
+    assert train(continued) == 0
+    assert CheckpointFolder(run_dir).steps() == [2, 3]
 
 
 def test_a_cut_context_is_that_of_the_adapters(base: Path, tmp_path: Path, corpus_files: Path) -> None:
