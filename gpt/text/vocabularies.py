@@ -81,7 +81,7 @@ def build_tokenizer(
             raise ValueError("a BPE needs texts and vocab_size")
         backend = train_bpe(texts(), min(asked, vocab_size or asked))
         got = backend.get_vocab_size()
-        if got < asked:
+        if config.vocab_size and got < asked:
             report(f"The training text holds only {got:,} tokens, not the {asked:,} of tokenizer.vocab_size.")
     return Tokenizer(backend, END_OF_TEXT)
 

@@ -92,14 +92,8 @@ def test_any_number_of_processes_trains_the_same(
             assert found[place] == pytest.approx(value, abs=limit), (kinds[number], place)
 
 
-@pytest.mark.parametrize(
-    ("dialect", "reduce_dtype"),
-    [
-        ("gpt2", "fp32"),
-        pytest.param("qwen3", "fp32", marks=pytest.mark.slow),
-        pytest.param("qwen3", "bf16", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("dialect", "reduce_dtype"), [("gpt2", "fp32"), ("qwen3", "fp32"), ("qwen3", "bf16")])
 def test_shards_in_mixed_precision_learn_as_one_process_does(
     dialect: str, reduce_dtype: str, make_config: MakeConfig, together: Together
 ) -> None:

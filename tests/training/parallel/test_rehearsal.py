@@ -38,13 +38,10 @@ def measured(config: RunConfig) -> tuple[int, int, int]:
     return found[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "count", "precision", "recomputed"),
-    [
-        ("muon", 1, "bf16", False),
-        pytest.param("adamw", 2, "fp32", False, marks=pytest.mark.slow),
-        pytest.param("muon", 2, "fp32", True, marks=pytest.mark.slow),
-    ],
+    [("muon", 1, "bf16", False), ("adamw", 2, "fp32", False), ("muon", 2, "fp32", True)],
 )
 def test_shards_take_what_was_rehearsed(
     optimizer: str, count: int, precision: str, recomputed: bool, make_config: MakeConfig, together: Together

@@ -131,7 +131,8 @@ def failing(config: RunConfig, world: int, run_dir: Path, guilty: int) -> int:
         return -1 if error.errno == errno.ENOSPC else -2
 
 
-@pytest.mark.parametrize(("guilty", "behind"), [(1, True), pytest.param(0, False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("guilty", "behind"), [(1, True), (0, False)])
 def test_a_full_disk_of_one_ends_all_and_leaves_the_checkpoint_before(
     guilty: int, behind: bool, make_config: MakeConfig, together: Together, tmp_path: Path
 ) -> None:

@@ -75,6 +75,7 @@ def in_two_parts(config: RunConfig, run_dir: Path) -> list[int]:
     return [part(config, 2, "fsdp", run_dir, stop) for stop in (4, None)]
 
 
+@pytest.mark.slow
 def test_two_that_stop_and_continue_end_as_two_that_did_not(
     make_config: MakeConfig, together: Together, tmp_path: Path
 ) -> None:
