@@ -20,6 +20,7 @@ from typing import Any, Generic
 
 import yaml
 
+from gpt.elsewhere import translated
 from gpt.options import C, Mistake, Options, Rule, nearest, unknown_option
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -169,7 +170,8 @@ def _refuse_name(given: Arguments, argument: str, known: list[str]) -> None:
     inside = [other for other in known if other.startswith(f"{bare}.")]
     meant = [bare] if bare in known else nearest(bare, known) if bare else []
     value = text if equals else None
-    written = f"{meant[0] if meant else bare or 'name'}={text or 'value'}"
+    same = not translated(bare, known)  # of another tool's option the value may be another
+    written = f"{meant[0] if meant else bare or 'name'}={(same and text) or 'value'}"
     if name[:1] in ("+", "~"):
         given.refuse(name, f"options are written name=value, without {name[0]}, as {written}", value, meant)
     elif name.startswith("-"):

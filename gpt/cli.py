@@ -1,7 +1,7 @@
 """The door: the command line becomes one configuration, the script runs with it, and its end becomes an exit status.
 
 Exit status: 0 the whole job is done; 1 a bug or the machine (a full disk); 2 a mistake that the user can mend;
-130 interrupted; 141 the reader of standard output went away.
+130 interrupted; 141 nobody reads standard output any more, or standard error while a run trains, which is saved.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from gpt.options import (
     ran_out_of_memory,
     say,
     silence,
-    was_interrupted,
 )
+from gpt.signals import was_interrupted
 from gpt.sweeps.options import refuse_without_multirun
 from gpt.sweeps.running import run_sweep
 
@@ -87,6 +87,8 @@ def leave(status: int) -> NoReturn:
 
 def _end(error: BaseException, argv: Sequence[str], config: Any) -> int | None:
     """The exit status for what has ended `main`, after a line about it; None for a bug."""
+    if isinstance(error, OSError) and (status := _status_of(error, _given_paths(argv, config))) is not None:
+        return status
     if was_interrupted(error):
         with suppress(KeyboardInterrupt):
             complain("interrupted")
@@ -103,8 +105,6 @@ def _end(error: BaseException, argv: Sequence[str], config: Any) -> int | None:
             "PYTHONIOENCODING=utf-8, or have the text written to a file"
         )
         return 2
-    if isinstance(error, OSError):
-        return _status_of(error, _given_paths(argv, config))
     if isinstance(error, (RuntimeError, MemoryError, ImportError, SystemError)):
         if ran_out_of_memory(error):
             complain(_out_of_memory(error, config))

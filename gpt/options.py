@@ -59,13 +59,6 @@ def silence(descriptor: int) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
-def was_interrupted(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is behind an exception, as behind the ImportError of a library that was just being loaded."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None
-
-
 def ran_out_of_memory(error: BaseException | None) -> bool:
     """Whether an exception, or what it came upon while that was handled, says that there is no memory left."""
     while error is not None:

@@ -35,3 +35,10 @@ class NotedSignals:
     def exit_status(self) -> int:
         """128 plus the signal's number, as shells report it; 0 where there was none."""
         return 0 if self.received is None else 128 + self.received
+
+
+def was_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an exception, as behind the ImportError of a library that was just being loaded."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None

@@ -391,6 +391,17 @@ def test_errors_of_a_run(error: BaseException, status: int, words: str, capsys: 
     assert captured.out == ""
 
 
+def test_a_disk_that_is_full_when_ctrl_c_comes_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    def run(config: Any) -> int:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise OSError(errno.ENOSPC, "No space left on device", "runs/x/a") from None
+
+    assert main(TRAIN, run, []) == 1
+    assert "runs/x/a: No space left on device" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("cut", [ImportError("initialization failed"), AttributeError("half a module"), UserError("x")])
 def test_a_library_interrupted_while_it_is_loaded_is_no_bug(cut: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     def run(config: Any) -> int:

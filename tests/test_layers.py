@@ -37,6 +37,7 @@ def violations(module: str, source: str) -> list[str]:
     room = [*module.split("."), ""][1]
     if room in DOOR:
         allowed = {
+            "elsewhere",
             "options",
             "signals",
             "config",

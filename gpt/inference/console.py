@@ -226,7 +226,7 @@ def converse(sampler: Sampler) -> None:
             raise UserError(f"interactive=true: standard input is not valid {error.encoding.upper()}") from None
         except KeyboardInterrupt:
             put("\n")
-            raise
+            return
         try:
             sampler.stream(prompt, number)
         except UserError as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from gpt.options import written
 from gpt.signals import SIGNALS
 from gpt.sweeps.plan import Run
 
-INTERRUPTED = {128 + number for number in SIGNALS}  # what train.py exits with once it has saved
+INTERRUPTED = {128 + number for number in (*SIGNALS, signal.SIGPIPE)}  # what train.py exits with once it has saved
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,13 @@ PART_BYTES = 2**26
 # that do not fill a part may make up to twice as many.
 MOST_PARTS = 128
 READ_BYTES = 1 << 20
-UNPACKED_BY = {  # how compressed files begin, none of which is text
-    b"\x1f\x8b": "gunzip", b"\x28\xb5\x2f\xfd": "unzstd", b"\xfd7zXZ\0": "unxz", b"PK\3\4": "unzip",
-}  # fmt: skip
+NO_TEXT = {  # how compressed files begin, and the way out
+    b"\x1f\x8b": "compressed; unpack it first (gunzip)",
+    b"\x28\xb5\x2f\xfd": "compressed; unpack it first (unzstd)",
+    b"\xfd7zXZ\0": "compressed; unpack it first (unxz)",
+    **{b"BZh%d1AY&SY" % level: "compressed; unpack it first (bunzip2)" for level in range(1, 10)},
+    b"PK\3\4": "a zip archive, or a document of an office or a book; give the text in it",
+}
 
 Cut = Callable[[BinaryIO, int], int | None]  # a file and a place → where at or after it a part may begin, if anywhere
 
@@ -153,9 +157,9 @@ def decode(span: Span) -> Iterator[str]:
 
 def check_unpacked(file: Path, head: bytes) -> None:
     """Raises UserError where a file that begins so is compressed."""
-    for magic, program in UNPACKED_BY.items():
+    for magic, found in NO_TEXT.items():
         if head.startswith(magic):
-            raise UserError(f"{file}: compressed; unpack it first ({program}), and give what comes out")
+            raise UserError(f"{file}: {found}")
 
 
 def _blocks(stream: BinaryIO, span: Span) -> Iterator[bytes]:

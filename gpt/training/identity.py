@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,11 @@ def identity(config: RunConfig, corpus: Corpus) -> dict[str, Any]:
     }
 
 
-def refuse_differences(saved: dict[str, Any], wanted: dict[str, Any], run_dir: Path, command: str = "") -> None:
-    """Raises UserError where two identities are not those of the same run. `command`: what continues the saved one."""
+def refuse_differences(
+    saved: dict[str, Any], wanted: dict[str, Any], run_dir: Path, command: Callable[[], str] = str
+) -> None:
+    """Raises UserError where two identities are not those of the same run. `command`: what continues the saved one, or
+    nothing."""
     if found := changes(with_resolved_model(saved), with_resolved_model(wanted)):
         if len(found) == 1 and saved.get("corpus") != wanted.get("corpus"):
             raise UserError(
@@ -41,8 +45,9 @@ def refuse_differences(saved: dict[str, Any], wanted: dict[str, Any], run_dir: P
                 f"choose another run_dir, or restore them:\n  {found[0]}"
             )
         listed = "".join(f"\n  {change}" for change in found)
-        way_out = f"choose another run_dir, or continue it with\n  {command}" if command else "choose another run_dir"
-        raise UserError(f"run_dir={run_dir} holds another run:{listed}\n{way_out}")
+        continued = command()
+        way_out = f", or continue it with\n  {continued}" if continued else ""
+        raise UserError(f"run_dir={run_dir} holds another run:{listed}\nchoose another run_dir{way_out}")
 
 
 def with_resolved_model(identity: dict[str, Any]) -> dict[str, Any]:

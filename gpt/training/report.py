@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -15,7 +14,7 @@ from gpt.inference.decode import Sample
 from gpt.model.hardware import Hardware, peak_flops
 from gpt.model.process import peak_memory
 from gpt.model.transformer import Decoder
-from gpt.options import was_interrupted
+from gpt.signals import was_interrupted
 from gpt.training.checkpoints import TrainerState
 from gpt.training.curves import Curve, draw_curves, read_curves
 from gpt.training.evaluation import Evaluation
@@ -120,7 +119,7 @@ class Reporter:
         return "  ".join(parts)
 
     def log_evaluation(self, step: int, evaluation: Evaluation, samples: list[Sample]) -> None:
-        """Record an evaluation and the texts sampled with it. The curves are redrawn now, or soon after (`close`)."""
+        """Record an evaluation and the texts sampled with it. The curves are redrawn now, or soon."""
         self.val_bits = evaluation.bits_per_byte
         self.record(step, {"val/loss": evaluation.loss, "val/bits_per_byte": evaluation.bits_per_byte})
         self.line.say(f"step {step:>6}  val loss {evaluation.loss:.4f}  {self.val_bits:.3f} bits/byte", style="bold")
@@ -157,15 +156,22 @@ class Reporter:
         if restart_clock:
             self.mark, self.mark_step = time.perf_counter(), step
 
-    def close(self) -> None:
-        """End all sinks. Where Ctrl-C is the reason, at once: without a picture, as it may have come while matplotlib
-        was being imported, which cannot be imported twice, and without waiting for Weights & Biases."""
-        at_once = was_interrupted(sys.exc_info()[1])
+    def __enter__(self) -> Reporter:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """End all sinks. Where Ctrl-C is the reason, or comes meanwhile, at once: without a picture, as it may have
+        come while matplotlib was being imported, which cannot be imported twice, and without waiting for Weights &
+        Biases."""
+
+        def end_wandb(kind: object, another: BaseException | None, trace: object) -> None:
+            self.wandb.close(at_once=was_interrupted(another or error))
+
         with ExitStack() as sinks:  # each is closed, whatever the others raise
-            sinks.callback(self.wandb.close, at_once)
+            sinks.push(end_wandb)
             for sink in (self.samples, self.metrics, self.line):
                 sinks.callback(sink.close)
-            if self.undrawn and not at_once:
+            if self.undrawn and not was_interrupted(error):
                 self.draw()
 
 
@@ -186,7 +192,10 @@ class Silent:
 
     def end_step(self, step: int, restart_clock: bool) -> None: ...
 
-    def close(self) -> None: ...
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 def indented(text: str) -> str:

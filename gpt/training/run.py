@@ -231,8 +231,7 @@ def fit(trainer: Trainer, interrupts: Interrupts, memory: Memory | None, rolled_
             trainer.data.tokens_per_sequence, interrupts.reader_went_away, memory.peak if memory else None,
             rolled_back,
         )  # fmt: skip
-    with ExitStack() as closing:  # each, whatever comes while the other is closed
-        closing.callback(reporter.close)
+    with reporter, ExitStack() as closing:
         closing.callback(trainer.feed.close)
         try:
             trainer.fit(reporter, interrupts)

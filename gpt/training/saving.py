@@ -11,6 +11,7 @@ import copy
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,8 +116,11 @@ class Writer:
         try:
             self.idle.clear()
             thread.start()
-        except BaseException:  # for want of memory, or interrupted, in which case it may have started all the same
-            if thread.ident is None:
+        except Exception:  # for want of memory, say
+            self.idle.set()
+            raise
+        except BaseException:  # interrupted, and it may have started all the same
+            if not appears(thread):
                 self.idle.set()
             raise
 
@@ -154,6 +158,14 @@ class Writer:
                 interrupt = another
         error, self.error = self.error, None
         return error
+
+
+def appears(thread: threading.Thread) -> bool:
+    """Whether a thread runs or has run, or comes to run within a second."""
+    ends = time.monotonic() + 1
+    while thread.ident is None and time.monotonic() < ends:
+        time.sleep(0.01)
+    return thread.ident is not None
 
 
 @torch.no_grad()

@@ -69,7 +69,7 @@ class Trainer:
         with self.ranks.agreeing():
             if latest := self.checkpoints.latest():
                 saved = read_state(latest)
-                command = continuing_command(saved.config, run_dir)
+                command = lambda: continuing_command(saved.config, run_dir)  # noqa: E731
                 refuse_differences(saved.identity, self.state.identity, run_dir, command)
             self.base_name = self.ranks.from_main(lambda: keep_base(config)) if config.lora.rank else ""
             self.model = build_model(config, corpus.tokenizer)

@@ -178,15 +178,16 @@ def test_a_weight_that_is_not_finite_is_named(make_config: MakeConfig) -> None:
 
 
 def test_a_thread_that_has_started_is_waited_for_whatever_came_upon_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    start, done = threading.Thread.start, []
+    """Even before it has done anything."""
+    start, done = threading._start_new_thread, []  # type: ignore[attr-defined]
 
-    def interrupted(self: threading.Thread) -> None:
-        start(self)
+    def interrupted(function: Any, arguments: Any, *more: Any) -> None:
+        start(lambda: (time.sleep(0.1), function(*arguments)), ())
         raise KeyboardInterrupt
 
     writer = Writer(behind=True)
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", interrupted)
+        patch.setattr(threading, "_start_new_thread", interrupted)
         with pytest.raises(KeyboardInterrupt):
             writer.run(lambda: done.append(time.sleep(0.2)))
     assert writer.finish() is None

@@ -13,7 +13,10 @@ import pytest
 
 from gpt.config import RunConfig
 from gpt.options import UserError
+from gpt.training import report
+from gpt.training.feed import Feed
 from gpt.training.run import train
+from gpt.training.trainer import Trainer
 
 from .test_finite import poison_sequence
 
@@ -117,15 +120,24 @@ def test_what_fails_later_is_said_once_and_ends_nothing(
     assert [json.loads(line)["step"] for line in lines] == [*range(1, 13), 12]
 
 
+@pytest.mark.parametrize(
+    ("where", "name"), [(Trainer, "update"), (report, "draw_curves"), (Feed, "close")], ids=lambda value: str(value)
+)
 def test_a_second_ctrl_c_waits_for_no_server(
-    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    where: object,
+    name: str,
+    make_config: MakeConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
+    """Also one that comes at the end."""
     library = Library(tmp_path)
     monkeypatch.setitem(sys.modules, "wandb", library)
-    monkeypatch.setattr(library, "run", SimpleNamespace(id="leaf", dir=library.run.dir, log=interrupt))
+    monkeypatch.setattr(where, name, interrupt)
     with pytest.raises(KeyboardInterrupt):
         train(online(make_config))
-    assert library.calls == []
+    assert "finish" not in library.calls
     assert f"wandb sync --include-online '{tmp_path}/my run'\n" in capfd.readouterr().err
 
 
