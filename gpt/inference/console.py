@@ -142,6 +142,8 @@ def sample(config: SampleConfig) -> int:
 def read_prompts(config: SampleConfig) -> list[str]:
     """The prompts asked for: `prompt`, or the lines of `prompt_file`, which may be JSON objects with a `prompt`."""
     if not config.prompt_file:
+        if "\\n" in config.prompt:  # as templates have it
+            say(r"prompt: the \n in it are a backslash and an n; the shell writes a line end as prompt=$'…\n'")
         return [config.prompt]
     path = Path(os.path.expanduser(config.prompt_file))
     try:

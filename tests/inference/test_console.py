@@ -13,7 +13,7 @@ import torch
 
 from gpt.config import SampleConfig, TokenizerConfig
 from gpt.inference import console
-from gpt.inference.console import draft_kind, printable, sample
+from gpt.inference.console import draft_kind, printable, read_prompts, sample
 from gpt.inference.quantize import possible_draft
 from gpt.model import available, hardware
 from gpt.model.hardware import Hardware
@@ -46,6 +46,12 @@ def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Run:
         return capsys.readouterr().out
 
     return run
+
+
+def test_a_line_end_that_the_shell_did_not_write_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    for prompt, told in ((r"春\n李白\n", True), ("春\n李白\n", False), ("a\\b", False)):
+        assert read_prompts(SampleConfig(checkpoint="x", prompt=prompt)) == [prompt]
+        assert ("a backslash and an n" in capsys.readouterr().err) == told
 
 
 def test_beams_are_printed_best_first_and_repeat_whatever_the_seed(run: Run) -> None:
