@@ -113,7 +113,7 @@ COMBINATIONS = [
         "sample",
         "quantize=int8",
         "precision=bf16",
-        says=["quantize=int8", "leave precision=bf16"],
+        says=["quantize=int8", "leave out precision=bf16"],
     ),
     bad("a matrix too small for int4", "sample", "quantize=int4", says=["quantize=int4", "use quantize=int8"]),
     bad(
@@ -121,7 +121,7 @@ COMBINATIONS = [
         "sample",
         "draft=int8",
         "quantize=int8",
-        says=["draft=int8", "leave quantize=int8"],
+        says=["draft=int8", "leave out quantize=int8"],
     ),
     bad("a draft of too small a matrix", "sample", "draft=int4", says=["draft=int4", "use draft=int8"]),
     bad("a stop for plain text", "evaluate", "stop=x", says=["stop=[x]", "only for data=pairs"]),

@@ -36,11 +36,18 @@ RECORDS = [
         spoil=write("x.jsonl", '{\n "text": "a"\n}\n'),
     ),
     bad(
-        "one list of all",
+        "an array of texts",
         "train",
         *JSONL,
-        says=["x.jsonl:1", "list, not an object"],
-        spoil=write("x.jsonl", '[{"text": "a"}]\n'),
+        says=["x.jsonl: object 1 of the array", "str, not an object"],
+        spoil=write("x.jsonl", '["a", "b"]\n'),
+    ),
+    bad(
+        "an array that breaks off",
+        "train",
+        *JSONL,
+        says=["x.jsonl: object 2 of the array", "not JSON", "mend the file"],
+        spoil=write("x.jsonl", '[{"text": "a"},\n {"text": "b'),
     ),
     bad("a number a line", "train", *JSONL, says=["x.jsonl:1", "int, not an object"], spoil=write("x.jsonl", "1\n2\n")),
     bad(
