@@ -121,7 +121,7 @@ def test_train_then_sample(book: Path, tmp_path: Path) -> None:
         assert len((tmp_path / "made.jsonl").read_text(encoding="utf-8").splitlines()) == 1
 
 
-SLOW = {"train__grad_accum_steps": 20}  # so that a signal after some step finds the run alive
+SLOW = {"train__grad_accum_steps": 12}  # so that a signal after some step finds the run alive
 
 
 def start(book: Path, run_dir: str, cwd: Path) -> subprocess.Popen[str]:

@@ -39,7 +39,9 @@ DAMAGES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("kind", DAMAGES)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] if kind in ("cut", "empty") else []) for kind in DAMAGES]
+)
 @pytest.mark.parametrize("file", WRITTEN)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_continues(
     file: str, kind: str, make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -182,6 +182,7 @@ def test_nothing_fits_a_model_that_is_too_large(monkeypatch: pytest.MonkeyPatch)
     assert Planner(config).nearest(config) is None
 
 
+@pytest.mark.slow
 def test_the_nearest_keeps_the_global_batch() -> None:
     config = configured(*CROWDED, "train.batch_size=3000", "train.grad_accum_steps=4")
     found = Planner(config).nearest(config)

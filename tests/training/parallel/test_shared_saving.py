@@ -167,6 +167,7 @@ def with_little_memory(config: RunConfig, world: int, run_dir: Path) -> int:
     return part(config, world, "fsdp", run_dir, None)
 
 
+@pytest.mark.slow
 def test_all_write_together_where_one_has_not_the_memory(
     make_config: MakeConfig, together: Together, tmp_path: Path
 ) -> None:
