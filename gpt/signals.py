@@ -6,7 +6,9 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, pre-emption, and how SLURM may announce that
+# Ctrl-C, pre-emption, and how SLURM may announce that; Windows has not all signals of POSIX.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
+UNREAD = getattr(signal, "SIGPIPE", signal.SIGTERM)  # noted where nobody reads what is said any more
 S = TypeVar("S", bound="NotedSignals")
 
 

@@ -7,6 +7,8 @@ Hydra; no part of the door loads torch, and only `gpt/sweeps` uses `gpt/text`; `
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,3 +116,10 @@ def test_a_violation_is_found(module: str, source: str) -> None:
 )
 def test_a_lawful_import_is_not(module: str, source: str) -> None:
     assert violations(module, source) == []
+
+
+def test_all_can_be_imported_where_signals_of_posix_are_not() -> None:
+    """As on Windows."""
+    lacking = "del signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE, signal.SIGKILL, signal.SIGHUP"
+    loading = "import train, sample, evaluate, export, gpt.training.run, gpt.sweeps.study"
+    subprocess.run([sys.executable, "-c", f"import signal; {lacking}; {loading}"], cwd=ROOT, check=True)

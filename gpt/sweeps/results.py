@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,10 +16,10 @@ from typing import Any
 import yaml
 
 from gpt.options import written
-from gpt.signals import SIGNALS
+from gpt.signals import SIGNALS, UNREAD
 from gpt.sweeps.plan import Run
 
-INTERRUPTED = {128 + number for number in (*SIGNALS, signal.SIGPIPE)}  # what train.py exits with once it has saved
+INTERRUPTED = {128 + number for number in (*SIGNALS, UNREAD)}  # what train.py exits with once it has saved
 
 
 @dataclass(frozen=True)

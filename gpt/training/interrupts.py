@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from gpt.options import silence
-from gpt.signals import NotedSignals
+from gpt.signals import UNREAD, NotedSignals
 from gpt.training.parallel.ranks import Ranks
 
 STOPPING = b"\nStopping after this step and saving; Ctrl-C again stops at once.\n"
@@ -31,7 +31,7 @@ class Interrupts(NotedSignals):
         self.going_round: Callable[[], int] = lambda: 0
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        now, first = time.monotonic(), self.received in (None, signal.SIGPIPE)
+        now, first = time.monotonic(), self.received in (None, UNREAD)
         if first:
             self.received, self.since = signal.Signals(number), now  # before all else, which may fail
             if self.ranks.main or self.ranks.world == 1:
@@ -50,7 +50,7 @@ class Interrupts(NotedSignals):
     def reader_went_away(self) -> None:
         """Stop as after a signal, where nobody reads standard error any more."""
         silence(2)
-        self.note(signal.SIGPIPE, None)
+        self.note(UNREAD, None)
 
     def stop(self, step: int) -> bool:
         """Whether to stop after this step. All processes must ask after each."""
