@@ -18,6 +18,7 @@ COMMAND = Command(
     kind=PreparationConfig,
     config="train",
     adopt=TRAIN.adopt,
+    before_words=TRAIN.before_words,
     implications=TRAIN.implications,
     description="Tokenize a corpus ahead of time; train.py with the same data and tokenizer then starts at once.",
     examples=(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -66,17 +66,27 @@ def plan_runs(command: Command, argv: Sequence[str]) -> Plan:
     if not swept and not found:
         raise ConfigError([Mistake("--multirun", "no option has several values, as optimizer.lr=3e-4,1e-3")])
     fixed = without(argv, swept)
-    runs: dict[Path, Run] = {}
+    runs: list[Run] = []
     for combination in product(*swept.values()):
         try:
-            run = plan_run(command, fixed, dict(zip(swept, combination, strict=True)))
+            runs.append(plan_run(command, fixed, dict(zip(swept, combination, strict=True))))
         except ConfigError as error:
             found.update({str(mistake): mistake for mistake in error.mistakes})
-            continue
-        runs[run.folder] = run
     if found:
         raise ConfigError(list(found.values()))
-    return Plan(next(iter(runs)).parent, list(runs.values()))
+    folder = common_folder(runs)
+    return Plan(folder, list({run.folder: run for run in (below(folder, run) for run in runs)}.values()))
+
+
+def common_folder(runs: Iterable[Run]) -> Path:
+    """Of all runs of a sweep: swept choices of data and model, after which a run is named, give each another."""
+    return min(run.folder.parent for run in runs)
+
+
+def below(folder: Path, run: Run) -> Run:
+    """The run, with its folder in this one."""
+    place = folder / run.folder.name
+    return Run(place, (*run.arguments[:-1], f"run_dir={place}"), run.values)
 
 
 def without(argv: Sequence[str], names: Collection[str]) -> list[str]:

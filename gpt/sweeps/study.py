@@ -15,7 +15,7 @@ from gpt.arguments import Command
 from gpt.config.sweep import SweeperConfig
 from gpt.options import ConfigError, Mistake, UserError, say
 from gpt.sweeps.extras import needed
-from gpt.sweeps.plan import Run, check_sweepable, plan_run, without
+from gpt.sweeps.plan import Run, below, check_sweepable, common_folder, plan_run, without
 from gpt.sweeps.results import read_result, short, was_interrupted
 from gpt.sweeps.space import Dimension, dimensions
 
@@ -125,7 +125,8 @@ class Study:
 
     def run_of(self, params: dict[str, Any]) -> Run:
         """The run with these values. Raises `ConfigError` where they do not go together."""
-        return plan_run(self.command, self.fixed, {d.name: d.written(params[d.name]) for d in self.space})
+        swept = {dimension.name: dimension.written(params[dimension.name]) for dimension in self.space}
+        return below(self.folder, plan_run(self.command, self.fixed, swept))
 
     def add(self, run: Run, status: int | None = None) -> None:
         if all(run.folder != other.folder for other in self.runs):
@@ -175,16 +176,16 @@ def check_corners(command: Command, fixed: Sequence[str], space: Sequence[Dimens
     """
     first = {dimension.name: dimension.corners()[0] for dimension in space}
     found: dict[str, Mistake] = {}
-    folder = Path()
+    runs = []
     for dimension in space:
         for text in dimension.corners():
             try:
-                folder = plan_run(command, fixed, {**first, dimension.name: text}).folder.parent
+                runs.append(plan_run(command, fixed, {**first, dimension.name: text}))
             except ConfigError as error:
                 found.update({str(mistake): mistake for mistake in error.mistakes})
     if found:
         raise ConfigError(list(found.values()))
-    return folder
+    return common_folder(runs)
 
 
 def cut_torn_line(path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from gpt.composition import load_config
@@ -34,6 +36,16 @@ def test_the_plan_of_a_sweep() -> None:
 def test_a_sweep_extends_a_given_folder_and_joins_equal_values() -> None:
     assert list(planned("run_dir=my runs", "seed=1,1e0,2")) == ["my runs/seed=1", "my runs/seed=2"]
     assert list(planned("seed=range(1,3)")) == ["runs/stdlib-mini/seed=1", "runs/stdlib-mini/seed=2"]
+
+
+@pytest.mark.parametrize("models", ["mini,modern", "modern,mini"])
+def test_runs_of_several_models_lie_in_one_folder_that_their_order_does_not_change(models: str) -> None:
+    plan = plan_runs(TRAIN, [f"model={models}", "seed=1,2"])
+    folders = {"runs/stdlib-mini/model=mini,seed=1", "runs/stdlib-mini/model=modern,seed=2"}
+    assert folders <= {str(run.folder) for run in plan.runs}
+    assert plan.folder == Path("runs/stdlib-mini")
+    assert all(run.folder.parent == plan.folder for run in plan.runs)
+    assert all(load_config(TRAIN, run.arguments).run_dir == str(run.folder) for run in plan.runs)
 
 
 @pytest.mark.parametrize(
