@@ -22,6 +22,7 @@ RESUMES = 3  # of each, the fastest counts
 LOG_EVERY = 10
 LOOK = 0.05  # seconds between two looks: on a quick machine the shortest run takes few
 GROWTH = 0.02  # of resident memory from a tenth of the run on, or
+SOME = 20  # samples, to tell growth from
 SLACK = 6 * 2**20  # bytes, whatever is more
 SLOWER = 1.25  # a step at the end may take so much of the processor's time compared to one at the start
 LATER = (
@@ -88,10 +89,14 @@ def sample(pid: int, step: int, drawn: bool) -> Sample:
 
 def growth(samples: list[Sample], steps: int) -> Iterator[Finding]:
     """From a tenth of the run on, once there has been a picture, to its last step: the summary compresses the text.
-    Of a run that is too quick for pictures but the last, until that."""
+    Of a run that is too quick for pictures but the last, before matplotlib was imported for that."""
     later = [sample for sample in samples if steps / 10 <= sample.step < steps]
     drawn = [sample for sample in later if sample.drawn]
-    later = drawn if 2 * len(drawn) >= len(later) else [sample for sample in later if not sample.drawn]
+    if len(drawn) < SOME:
+        before = [sample for sample in later if not sample.drawn]
+        later = [sample for sample in before if sample.step < before[-1].step]
+    else:
+        later = drawn
     tenth = max(3, len(later) // 10)  # some, as one may be of the moment that a file is open
     first, last = later[:tenth], later[-tenth:]
     name = f"{steps:,} steps of a tiny model, a line of metrics every {LOG_EVERY}, from step {first[0].step:,} on"
