@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt.sweeps.results import Result, short
-from gpt.text.files import naming
+from gpt.text.files import replacing
 
 NAMED = 10  # runs with a colour and a place in the legend, the best; the others are grey
 MOST_POINTS = 1000  # of a curve: more than the picture has columns
@@ -38,14 +38,9 @@ def draw_sweep(results: Sequence[Result], path: Path, title: str) -> bool:
         else:
             draw_against(axes[1], measured, swept[0])
     figure.suptitle(title)
-    partial = path.with_name("." + path.name)
-    try:
-        with warnings.catch_warnings(), naming(path):
-            warnings.filterwarnings("ignore", "Glyph")  # a title in a script that the font lacks shows boxes
-            figure.savefig(partial, format="png", dpi=120)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with warnings.catch_warnings(), replacing(path) as partial:
+        warnings.filterwarnings("ignore", "Glyph")  # a title in a script that the font lacks shows boxes
+        figure.savefig(partial, format="png", dpi=120)
     return True
 
 

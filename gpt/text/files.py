@@ -100,10 +100,17 @@ def write_whole(path: Path, lines: Iterable[str]) -> None:
 
     Raises OSError, and whatever `lines` raises.
     """
+    with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
+        file.writelines(lines)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """What to write beside a file; it takes the file's place once that is done, and is gone where it is not."""
     partial = path.with_name(path.name + ".partial")
     try:
-        with naming(path), partial.open("w", encoding="utf-8") as file:
-            file.writelines(lines)
+        with naming(path):
+            yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

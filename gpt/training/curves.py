@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gpt.text.files import naming
+from gpt.text.files import replacing
 
 MOST_LINES = 2000  # of a curve, an even number: twice as many as the picture has columns
 STYLES: dict[str, dict[str, Any]] = {
@@ -76,15 +76,9 @@ def draw_curves(curves: list[Curve], path: Path, title: str) -> None:
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
-        partial = path.with_name("." + path.name)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), replacing(path) as partial:
             warnings.filterwarnings("ignore", "Glyph")  # a title in a script that the font lacks shows boxes
-            try:
-                with naming(path):
-                    figure.savefig(partial, format="png", dpi=120)
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
+            figure.savefig(partial, format="png", dpi=120)
         del figure, axes
 
 

@@ -133,7 +133,7 @@ def test_nothing_is_written_where_there_is_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
-@pytest.mark.parametrize("name", ["sweep.jsonl.partial", ".sweep.png"])
+@pytest.mark.parametrize("name", ["sweep.jsonl.partial", "sweep.png.partial"])
 def test_a_full_disk_keeps_what_was_there(name: str, tmp_path: Path) -> None:
     results = [read_result(make_run(tmp_path, text(LINES), seed=1), 0)]
     (tmp_path / "sweep.jsonl").write_text("before")
