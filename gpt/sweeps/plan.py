@@ -6,7 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,15 @@ from gpt.options import ConfigError, Mistake, look_up, written
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a sweep: its folder, the arguments that make it, and the swept options in the order of the sweep."""
+    """One run of a sweep: its folder, the other arguments that make it, and the swept options in the sweep's order."""
 
     folder: Path
-    arguments: tuple[str, ...]
+    others: tuple[str, ...]
     values: dict[str, Any]  # of an option as its type has it, of a group the choice
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        return (*self.others, f"run_dir={self.folder}")
 
 
 class Plan:
@@ -85,8 +89,7 @@ def common_folder(runs: Iterable[Run]) -> Path:
 
 def below(folder: Path, run: Run) -> Run:
     """The run, with its folder in this one."""
-    place = folder / run.folder.name
-    return Run(place, (*run.arguments[:-1], f"run_dir={place}"), run.values)
+    return replace(run, folder=folder / run.folder.name)
 
 
 def without(argv: Sequence[str], names: Collection[str]) -> list[str]:
@@ -111,5 +114,4 @@ def plan_run(command: Command, fixed: Sequence[str], swept: dict[str, str]) -> R
     values = {name: text if name in groups else look_up(config, name) for name, text in swept.items()}
     name = ",".join(f"{name}={written(value)}" for name, value in values.items())
     folder = Path(look_up(config, "run_dir")).expanduser() / name.replace("/", "-")
-    kept = [argument for argument in arguments if not argument.startswith("run_dir=")]
-    return Run(folder, (*kept, f"run_dir={folder}"), values)
+    return Run(folder, tuple(without(arguments, ["run_dir"])), values)
