@@ -120,7 +120,7 @@ class Writer:
             self.idle.set()
             raise
         except BaseException:  # interrupted, and it may have started all the same
-            if not appears(thread):
+            if not comes_to_run(thread):
                 self.idle.set()
             raise
 
@@ -160,7 +160,7 @@ class Writer:
         return error
 
 
-def appears(thread: threading.Thread) -> bool:
+def comes_to_run(thread: threading.Thread) -> bool:
     """Whether a thread runs or has run, or comes to run within a second."""
     ends = time.monotonic() + 1
     while thread.ident is None and time.monotonic() < ends:
