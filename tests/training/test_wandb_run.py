@@ -121,7 +121,9 @@ def test_what_fails_later_is_said_once_and_ends_nothing(
 
 
 @pytest.mark.parametrize(
-    ("where", "name"), [(Trainer, "update"), (report, "draw_curves"), (Feed, "close")], ids=lambda value: str(value)
+    ("where", "name"),
+    [(Trainer, "update"), (report, "draw_curves"), (Feed, "close")],
+    ids=["a step", "the last picture", "the batches"],
 )
 def test_a_second_ctrl_c_waits_for_no_server(
     where: object,
